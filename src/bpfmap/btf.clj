@@ -74,6 +74,16 @@
   (when-let [id (some #(when (of-value (blob/kind b %)) %) (blob/ids-named (blob/check b) name))]
     (types/type-of b id)))
 
+(defn type-id
+  "Returns the id of the first type of a kind with a name; nil if there is none.
+
+  The kind is a keyword such as `:struct`, `:typedef` or `:func`. Programs that trace a function of
+  the kernel are loaded with its id as `:attach-btf-id`.
+
+      (type-id (host/kernel-btf) :func \"bpf_iter_task\") ;=> 24512"
+  [b kind name]
+  (first (filter #(= kind (blob/kind b %)) (blob/ids-named (blob/check b) name))))
+
 (defn ->btf
   "Writes types as BTF and returns `{:bytes byte-array :ids [id …]}`.
 

@@ -137,7 +137,8 @@
                                               expected-attach-type expected-attach-type)
                        :attach-btf-id attach-btf-id}
                       {:op :load :program-type (if (keyword? type) type (prog/type-name type))})]
-    (Program. fd type (spec/kernel-name name) nil)))
+    (Program. fd type (spec/kernel-name name)
+              (when expected-attach-type {:attach-type expected-attach-type}))))
 
 (defn- check-program [program op]
   (when-not (program/program? program)

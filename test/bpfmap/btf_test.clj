@@ -127,7 +127,9 @@
         14 [:ptr "struct task *"]
         15 [:bytes 2])
       (is (= [:struct {:name "task"} [:next [:ptr "struct task"]]] (btf/type-named b "task")))
-      (is (nil? (btf/type-named b "nothing"))))))
+      (is (nil? (btf/type-named b "nothing")))
+      (is (= [4 nil nil] [(btf/type-id b :struct "task") (btf/type-id b :func "task")
+                          (btf/type-id b :struct "nothing")])))))
 
 (deftest blobs-without-type
   (testing "rejects a blob that describes no type and reports where"

@@ -3,8 +3,7 @@
             [bpfmap.fixture :as fixture :refer [error-of kernel-test]]
             [bpfmap.host :as host]
             [bpfmap.impl.kernel.link :as kernel.link]
-            [bpfmap.impl.kernel.tracefs :as tracefs]
-            [bpfmap.impl.link.functions :as functions]
+            [bpfmap.impl.kernel.perf :as kernel.perf]
             [bpfmap.impl.link.targets :as targets]
             [bpfmap.impl.prog.program :as program]
             [bpfmap.link :as link]
@@ -14,6 +13,7 @@
             [bpfmap.prog :as prog]
             [bpfmap.programs :as programs]
             [bpfmap.since :as since]
+            [bpfmap.transcript :as transcript]
             [clojure.java.io :as io]
             [clojure.string :as str]
             [clojure.test :refer [are deftest is testing]])
@@ -137,6 +137,56 @@
         (fixture/skip! "no C compiler to compare the numbers with")
         (doseq [[k number] names :when (contains? header (in-c k))]
           (is (= number (header (in-c k))) (str k)))))))
+
+;; --- the page
+
+(def ^:private page "doc/links.md")
+
+(defn- target-table
+  "The table of the page: a row for each kind of target."
+  []
+  (let [line (fn [cells] (str "| " (str/join " | " cells) " |"))
+        code #(str "`" % "`")]
+    (str/join
+     "\n"
+     (concat [(line ["kind" "attaches to" "further keys" "program types" "since"])
+              (line (repeat 5 "---"))]
+             (for [[kind {:keys [meaning programs since config required] :as row}] link/targets]
+               (line [(code kind)
+                      meaning
+                      (str/join " " (for [k (keys (:keys row))]
+                                      (str (code k) (when (some #{k} required) " (required)"))))
+                      (str/join " " (map code programs))
+                      (str since (when config (str ", " config)))]))))))
+
+(defn- with-table
+  "Returns a page with its table generated again."
+  [text]
+  (str/replace text #"(?s)(<!-- targets: [^>]*-->\n).*?(<!-- end -->)"
+               (fn [[_ before after]] (str before (target-table) "\n" after))))
+
+(deftest page-table
+  (testing "the table of the page equals the generated one"
+    (is (= (with-table (slurp page)) (slurp page)))))
+
+(defn- evaluated
+  "The page with its transcripts evaluated in a network namespace, with a cgroup and a BPF file
+  system of the test."
+  [text]
+  (links/in-network-namespace
+   (fn []
+     (with-open [cgroup (objects/cgroup)]
+       (-> (str/replace text "/sys/fs/cgroup/demo" (:path cgroup))
+           (str/replace "/sys/fs/bpf" (fixture/bpffs))
+           transcript/evaluate
+           (str/replace (fixture/bpffs) "/sys/fs/bpf")
+           (str/replace (:path cgroup) "/sys/fs/cgroup/demo"))))))
+
+(kernel-test ^{:needs [[:target :tcx]]} page-transcripts
+  (testing "the transcripts of the page print what they show"
+    (let [text (slurp page)]
+      (is (< 40 (count (re-seq #"(?m)^user=> " text))))
+      (is (= (transcript/comparable text) (transcript/comparable (evaluated text)))))))
 
 ;; --- each kind: attach, run, info, close
 
@@ -659,3 +709,312 @@
           "\"/proc/self/ns/mnt\" must be a network namespace"
           tasks {:iter "task" :order :up} :invalid-value ":order must be")
         (is (= before (fixture/open-descriptors)))))))
+
+;; --- what not every kernel has
+
+(defn- lacks?
+  "Asserts that f throws `:not-supported` with the words; returns true."
+  [words f]
+  (let [{:keys [message] :bpfmap/keys [error]} (error-of (f))]
+    (is (= :not-supported error) message)
+    (is (str/includes? (str message) words))
+    true))
+
+(def ^:private read-a-file #(slurp "/proc/self/comm"))
+
+(kernel-test k8-kprobes
+  (testing "kernel functions run programs, or the kernel option is named"
+    (with-open [p (loaded :kprobe [[:mov64 :r0 0] [:exit]])]
+      (if (nil? (kernel.perf/event-type "kprobe"))
+        (lacks? "it must be built with CONFIG_KPROBE_EVENTS" #(link/attach p {:kprobe "vfs_read"}))
+        (do
+          (doseq [target [{:kprobe "vfs_read"} {:kprobe "vfs_read" :return true}]]
+            (check-kind {:program #(loaded :kprobe (counting % 0))
+                         :target target
+                         :provoke read-a-file
+                         :info (perf-info (merge {:event :kprobe :function "vfs_read"}
+                                                 (select-keys target [:return])))}))
+          (check-kind {:program #(loaded :kprobe (counting % 0))
+                       :target {:ksyscall "gettid"}
+                       :provoke #(linux/call "gettid")
+                       :info (perf-info {:event :kprobe})})
+          (are [target kind words]
+               (let [{:keys [message] :bpfmap/keys [error]} (error-of (link/attach p target))]
+                 (and (= kind error) (str/includes? message words)))
+            {:kprobe "vfs_raed"} :not-found
+            "this kernel has no function vfs_raed; functions differ between releases"
+            {:kprobe "vfs_raed"} :not-found "did you mean vfs_read?"
+            {:kprobe "vfs_read" :offset 100000} :invalid-value ":offset"))))))
+
+(kernel-test ^{:needs [[:target :kprobe-multi]]} k8-kprobes-of-many-functions
+  (testing "many kernel functions run one program, or the kernel option is named"
+    (let [program #(loaded :kprobe (counting % 0) :expected-attach-type :trace-kprobe-multi)
+          works? (with-open [m (counter) ^Program p (program m)]
+                   (try
+                     (.close ^Closeable (link/attach p {:kprobe-multi ["vfs_read"]}))
+                     true
+                     (catch clojure.lang.ExceptionInfo e
+                       (not (lacks? "this kernel is built without CONFIG_FPROBE"
+                                    #(throw e))))))]
+      (when works?
+        (doseq [target [{:kprobe-multi ["vfs_read" "vfs_write"]}
+                        {:kprobe-multi "vfs_rea?" :return true}]]
+          (check-kind {:program program
+                       :target target
+                       :provoke read-a-file
+                       :info {:type :kprobe-multi}}))
+        (with-open [p (loaded :kprobe [[:mov64 :r0 0] [:exit]]
+                              :expected-attach-type :trace-kprobe-multi)]
+          (are [target kind words]
+               (let [{:keys [message] :bpfmap/keys [error]} (error-of (link/attach p target))]
+                 (and (= kind error) (str/includes? message words)))
+            {:kprobe-multi ["vfs_read" "vfs_raed"]} :not-found "did you mean vfs_read?"
+            {:kprobe-multi "no_such_*"} :not-found "No kernel function fits \"no_such_*\""))))))
+
+(kernel-test k8-trampolines
+  (testing "typed kernel functions run programs, or the load says that the kernel lacks them"
+    (let [traced (fn [type attach-type function]
+                   (fn [m]
+                     (loaded type (counting m 0) :expected-attach-type attach-type
+                             :attach-btf-id (links/btf-id :func function))))
+          works? (with-open [m (counter)]
+                   (try
+                     (.close ^Closeable ((traced :tracing :trace-fentry "vfs_read") m))
+                     true
+                     (catch clojure.lang.ExceptionInfo e
+                       (is (not (str/includes? (ex-message e) "needs CAP_")))
+                       false)))]
+      (when works?
+        (doseq [[target attach-type] {{:fentry "vfs_read"} :trace-fentry
+                                      {:fexit "vfs_read"} :trace-fexit}]
+          (check-kind {:program (traced :tracing attach-type "vfs_read")
+                       :target target
+                       :provoke read-a-file
+                       :info {:type :tracing :attach-type attach-type
+                              :target-btf-id (links/btf-id :func "vfs_read")}}))
+        (when (since/has? [:cookie :fentry])
+          (with-open [m (counter)
+                      ^Program p (loaded :tracing (links/storing-cookie m)
+                                         :expected-attach-type :trace-fentry
+                                         :attach-btf-id (links/btf-id :func "vfs_read"))
+                      _ (link/attach p {:fentry "vfs_read"} {:cookie 77})]
+            (is (eventually? #(do (read-a-file) (= 77 (m 0)))))))
+        (check-kind {:program (traced :tracing :modify-return "security_file_open")
+                     :target {:fmod-ret "security_file_open"}
+                     :provoke read-a-file
+                     :info {:type :tracing :attach-type :modify-return}})
+        (when (since/here? [:lsm "bpf"])
+          (check-kind {:program (traced :lsm :lsm-mac "bpf_lsm_file_open")
+                       :target {:lsm "file_open"}
+                       :provoke read-a-file
+                       :info {:type :tracing :attach-type :lsm-mac}}))))))
+
+(kernel-test ^{:needs [[:target :netkit]]} k8-netkit
+  (testing "packets of a netkit device run programs, or the kernel option is named"
+    (links/in-network-namespace
+     (fn []
+       (let [program #(loaded :sched-cls (counting % -1))]
+         (with-open [m (counter) ^Program p (program m)]
+           (if (links/add-netkit)
+             (do
+               (check-kind {:program program
+                            :target {:netkit :primary :interface "nk0"}
+                            :provoke #(links/send-udp "10.9.8.2")
+                            :info {:type :netkit :attach-type :netkit-primary}})
+               (let [{:keys [message] :bpfmap/keys [error]}
+                     (error-of (link/attach p {:netkit :primary :interface "v0"}))]
+                 (is (= :invalid-value error))
+                 (is (str/includes? message "the interface must be a netkit device"))))
+             (lacks? "this kernel is built without CONFIG_NETKIT"
+                     #(link/attach p {:netkit :primary :interface "v0"})))))))))
+
+;; --- ownership
+
+(kernel-test k9-nothing-left-half-way
+  (testing "an attachment that fails half-way leaves nothing"
+    (with-open [p (loaded :perf-event [[:mov64 :r0 0] [:exit]])]
+      (let [before (fixture/settled-descriptors)
+            opened (atom 0)
+            open @#'kernel.perf/open]
+        (with-redefs [kernel.perf/open (fn [spec]
+                                         (if (= 2 (swap! opened inc)) -24 (open spec)))]
+          (is (= :too-many-files
+                 (:bpfmap/error (error-of (link/attach p {:perf-event {:frequency 1}}))))))
+        (let [made (atom 0)
+              create @#'kernel.link/create]
+          (with-redefs [kernel.link/create (fn [link ctx]
+                                             (if (= 2 (swap! made inc)) -12 (create link ctx)))]
+            (is (= :no-memory
+                   (:bpfmap/error (error-of (link/attach p {:perf-event {:frequency 1}})))))))
+        (is (= before (fixture/open-descriptors)))
+        (is (eventually? #(not-any? #{(:id (prog/info p))} (map :program-id (host/links)))))))))
+
+(kernel-test k9-before-links-of-perf-events
+  (testing "a kernel without links of perf events runs the program for as long as it is attached"
+    (with-open [m (counter)
+                p (loaded :tracepoint (counting m 0))
+                clock (loaded :perf-event (counting m 0))]
+      (linux/on-a-kernel-that-refuses
+       [{:errno 22 :arguments {0 28}}]
+       (fn []
+         (let [before (fixture/settled-descriptors)]
+           (doseq [[program target provoke] [[p {:tracepoint "sched/sched_switch"} #(Thread/sleep 1)]
+                                             [clock {:perf-event {:frequency 999}}
+                                              #(links/spin 20)]]]
+             (with-open [l (link/attach program target)]
+               (is (moves? m provoke))
+               (doseq [f [#(link/info l) #(link/pin! l "/sys/fs/bpf/x") #(link/update! l p)]]
+                 (let [{:keys [message] :bpfmap/keys [error]} (error-of (f))]
+                   (is (= :not-supported error))
+                   (is (str/includes? message "links of perf events need Linux 5.15")))))
+             (is (stands-still? m provoke)))
+           (is (= before (fixture/open-descriptors)))))))))
+
+(kernel-test k9-privileges
+  (testing "attaching without a privilege names it"
+    (with-open [p (loaded :tracepoint [[:mov64 :r0 0] [:exit]])]
+      (let [{:keys [message] :bpfmap/keys [error]}
+            (fixture/unprivileged #(error-of (link/attach p {:perf-event {:frequency 1}})))]
+        (is (= :invalid-value error) message))
+      (with-open [clock (loaded :perf-event [[:mov64 :r0 0] [:exit]])]
+        (let [{:keys [message] :bpfmap/keys [error]}
+              (fixture/unprivileged #(error-of (link/attach clock {:perf-event {:frequency 1}})))]
+          (is (= :permission error))
+          (is (str/includes? message "CAP_PERFMON")))))))
+
+(defn- round-kinds
+  "Kinds of links for rounds, each with a function that loads its program, and a target.
+
+  The targets are in a network namespace of [[links/in-network-namespace]]."
+  [cgroup]
+  (let [nothing [[:mov64 :r0 0] [:exit]]]
+    {:raw-tracepoint [#(loaded :raw-tracepoint nothing) {:raw-tracepoint "sched_switch"}]
+     :tp-btf [#(loaded :tracing nothing :expected-attach-type :trace-raw-tp
+                       :attach-btf-id (links/btf-id :typedef "btf_trace_sched_switch"))
+              {:tp-btf "sched_switch"}]
+     :tracepoint [#(loaded :tracepoint nothing) {:tracepoint "sched/sched_switch"}]
+     :uprobe [#(loaded :kprobe nothing) {:uprobe "/bin/bash" :symbol "main"}]
+     :uprobe-multi [#(loaded :kprobe nothing :expected-attach-type :trace-uprobe-multi)
+                    {:uprobe-multi "/bin/bash" :symbols ["main" "readline"]}]
+     :perf-event [#(loaded :perf-event nothing) {:perf-event {:frequency 1}}]
+     :iter [#(links/iterator "task" nothing) {:iter "task"}]
+     :xdp [#(loaded :xdp [[:mov64 :r0 2] [:exit]]) {:xdp "v1"}]
+     :tcx [#(loaded :sched-cls [[:mov64 :r0 -1] [:exit]]) {:tcx :ingress :interface "v1"}]
+     :cgroup [#(loaded :cgroup-device [[:mov64 :r0 1] [:exit]]) {:cgroup (:path cgroup)}]
+     :sk-lookup [#(loaded :sk-lookup [[:mov64 :r0 1] [:exit]] :expected-attach-type :sk-lookup)
+                 {:sk-lookup :self}]
+     :flow-dissector [#(loaded :flow-dissector nothing) {:flow-dissector :self}]
+     :netfilter [#(loaded :netfilter [[:mov64 :r0 1] [:exit]] :expected-attach-type :netfilter)
+                 {:netfilter :ipv4 :hook :forward}]}))
+
+(defn- perf-events
+  "The number of perf events that this process has open."
+  []
+  (count (filter #(try
+                    (str/includes? (str (Files/readSymbolicLink (.toPath ^java.io.File %)))
+                                   "perf_event")
+                    (catch java.io.IOException _ false))
+                 (.listFiles (io/file "/proc/self/fd")))))
+
+(defn- attach-again
+  "Attaches a program to a target that it was attached to until just now.
+
+  Whoever lists the links of the host may still have the link open that was closed here."
+  ^Closeable [program target]
+  (loop [tries 100]
+    (let [l (try
+              (link/attach program target)
+              (catch clojure.lang.ExceptionInfo e
+                (when-not (and (pos? tries) (#{:busy :exists} (:bpfmap/error (ex-data e))))
+                  (throw e))))]
+      (or l (do (Thread/sleep 5) (recur (dec tries)))))))
+
+(defn rounds
+  "Attaches and detaches n times each kind of link; returns by kind the milliseconds that it took,
+  and the descriptors, perf events and links that were left."
+  [n]
+  (links/in-network-namespace
+   (fn []
+     (with-open [cgroup (objects/cgroup)]
+       (let [here (filterv #(since/here? [:target (key %)]) (round-kinds cgroup))
+             programs (mapv (fn [[_ [program]]] (program)) here)]
+         (try
+           (doseq [[[_ [_ target]] program] (map vector here programs)]
+             (.close ^Closeable (link/attach program target)))
+           (let [before [(fixture/settled-descriptors) (perf-events)]]
+             (into {}
+                   (for [[[kind [_ target]] program] (map vector here programs)]
+                     (let [begun (System/nanoTime)]
+                       (dotimes [_ n]
+                         (.close (attach-again program target)))
+                       (let [ended (System/nanoTime)
+                             id (:id (prog/info program))
+                             gone? #(not-any? #{id} (map :program-id (host/links)))]
+                         [kind {:millis (quot (- ended begun) 1000000)
+                                :left (map - [(fixture/open-descriptors) (perf-events)] before)
+                                :no-link (eventually? gone?)}])))))
+           (finally (run! #(.close ^Closeable %) programs))))))))
+
+(kernel-test k9-rounds
+  (testing "attaching and detaching many times leaves no descriptor, perf event or link"
+    (doseq [[kind found] (rounds 12)]
+      (is (= {:left [0 0] :no-link true} (dissoc found :millis)) (str kind " " found)))))
+
+(kernel-test k9-killed-processes
+  (testing "a process that is killed leaves no link"
+    (with-open [m (counter)
+                p (loaded :raw-tracepoint (counting m 0) :name "t_killed")]
+      (let [path (fixture/new-pin)
+            _ (prog/pin! p path)
+            code (pr-str `(do (require '[bpfmap.link :as ~'link] '[bpfmap.prog :as ~'prog])
+                              (def ~'l (~'bpfmap.link/attach (~'bpfmap.prog/open ~path)
+                                                             {:raw-tracepoint "sched_switch"}))
+                              (println "ready")
+                              (flush)
+                              (Thread/sleep 60000)))
+            ^java.util.List command
+            [(str (System/getProperty "java.home") "/bin/java")
+             "--enable-native-access=ALL-UNNAMED" "-XX:TieredStopAtLevel=1"
+             "-cp" (System/getProperty "java.class.path") "clojure.main" "-e" code]
+            process (.start (ProcessBuilder. command))]
+        (try
+          (is (= "ready" (.readLine ^java.io.BufferedReader
+                                    (io/reader (.getInputStream process)))))
+          (is (moves? m #(Thread/sleep 1)))
+          (.destroyForcibly process)
+          (.waitFor process)
+          (is (stands-still? m #(Thread/sleep 1)))
+          (is (not-any? #{(:id (prog/info p))} (map :program-id (host/links))))
+          (finally
+            (.destroyForcibly process)
+            (.delete (io/file path))))))))
+
+;; --- programs of objects
+
+(kernel-test k10-attached-by-section
+  (testing "a program of an object attaches to the target of its section"
+    (let [of-section (fn ^Program [^Program p section text & {:as more}]
+                       (Program. (program/descriptor p) (program/type-of p) "t_section"
+                                 (merge {:name "t_section" :section section :target text} more)))]
+      (with-open [m (counter)
+                  raw (loaded :raw-tracepoint (counting m 0))
+                  ^Program p (of-section raw "raw_tp/sched_switch" "sched_switch")]
+        (is (= {:raw-tracepoint "sched_switch"} (link/target p)))
+        (with-open [l (link/attach p)]
+          (is (moves? m #(Thread/sleep 1)))
+          (is (= "#<bpf-link {:raw-tracepoint \"sched_switch\"}>" (str l)))))
+      (with-open [raw (loaded :xdp [[:mov64 :r0 2] [:exit]])
+                  ^Program p (of-section raw "xdp" nil :attach-type :xdp)]
+        (is (nil? (link/target p)))
+        (let [{:keys [message] :bpfmap/keys [error]} (error-of (link/attach p))]
+          (is (= :invalid-value error))
+          (is (str/includes? message (str "The section \"xdp\" has no complete target: give a "
+                                          "target such as {:xdp \"eth0\"}")))))
+      (with-open [cgroup (objects/cgroup)
+                  m (counter)
+                  p (loaded :cgroup-skb (counting m 1)
+                            :expected-attach-type :cgroup-inet-egress)
+                  _ (link/attach p {:cgroup (:path cgroup)})]
+        (is (moves? m #(links/provoke-in-cgroup cgroup)) "its attach type is known"))
+      (is (str/includes? (:message (error-of (link/target 7)))
+                         "The program must be an open program, got 7")))))

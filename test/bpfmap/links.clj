@@ -1,10 +1,10 @@
 (ns bpfmap.links
   "What the tests of links share: programs that count, network namespaces, and what makes each kind
   of program run."
-  (:require [bpfmap.core :as bpf]
+  (:require [bpfmap.btf :as btf]
+            [bpfmap.core :as bpf]
             [bpfmap.fixture :as fixture]
             [bpfmap.host :as host]
-            [bpfmap.impl.btf.blob :as blob]
             [bpfmap.linux :as linux :refer [call constant]]
             [bpfmap.objects :as objects]
             [bpfmap.prog :as prog])
@@ -43,7 +43,7 @@
 (defn btf-id
   "The id of a function or a typedef in the kernel's BTF; nil if it has none."
   [kind name]
-  (first (filter #(= kind (blob/kind @kernel-btf %)) (blob/ids-named @kernel-btf name))))
+  (btf/type-id @kernel-btf kind name))
 
 (defn seq-writing
   "Instructions of an iterator that write bytes, given as a number, for each object.
@@ -156,3 +156,37 @@
   "Runs a program that ends at once: it allocates memory, and calls what a program calls."
   []
   (fixture/run ["/bin/true"]))
+
+(defn add-netkit
+  "Adds a pair of netkit devices, nk0 and its peer, with the network 10.9.8.0/24 at nk0.
+
+  Returns true, or false if this kernel has no such devices. Older versions of ip do not know them:
+  the message RTM_NEWLINK is made by hand."
+  []
+  (let [attribute (fn [type ^bytes bytes]
+                    (let [n (+ 4 (alength bytes))
+                          padded (byte-array (bit-and (+ n 3) -4))]
+                      (System/arraycopy (linux/pack :u16 n) 0 padded 0 2)
+                      (System/arraycopy (linux/pack :u16 type) 0 padded 2 2)
+                      (System/arraycopy bytes 0 padded 4 (alength bytes))
+                      padded))
+        text #(.getBytes (str % "\u0000") "US-ASCII")
+        ;; IFLA_IFNAME; IFLA_LINKINFO with IFLA_INFO_KIND
+        body (byte-array (mapcat seq [(byte-array 16)
+                                      (attribute 3 (text "nk0"))
+                                      (attribute 18 (attribute 1 (text "netkit")))]))
+        header (linux/pack [:struct [:length :u32] [:type :u16] [:flags :u16] [:seq :u32]
+                            [:pid :u32]]
+                           ;; RTM_NEWLINK; a request that creates
+                           {:length (+ 16 (alength body)) :type 16 :flags 0x601 :seq 1 :pid 0})
+        message (byte-array (concat header body))
+        fd (call "socket" 16 (bit-or (constant "SOCK_RAW") (constant "SOCK_CLOEXEC")) 0)]
+    (try
+      (call "write" fd message (alength message))
+      (finally (linux/close fd)))
+    (let [ip (fixture/executable "ip")
+          {:keys [exit]} (fixture/run [ip "addr" "add" "10.9.8.1/24" "dev" "nk0"])]
+      (when (zero? (long exit))
+        (fixture/run ["bash" "-c" (str "for d in $(" ip " -o link | grep -o 'nk[0-9]*' | sort -u); do "
+                                       ip " link set $d up; done")]))
+      (zero? (long exit)))))

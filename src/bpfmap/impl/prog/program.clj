@@ -10,7 +10,7 @@
 
 ;; A loaded program owns a descriptor. `type` is the name of its type, `name` the kernel's name, and
 ;; `definition` what an object says of the program: a map with the keys :name, :section, :target,
-;; :attach-type and :flags; nil for a program that comes from no object.
+;; :attach-type and :flags. A program that comes from no object has at most an :attach-type.
 (deftype Program [^Fd fd type name definition]
   Closeable
   (close [_] (call/close fd))
@@ -39,7 +39,7 @@
   (.-fd program))
 
 (defn definition
-  "Returns what its object says of a program; nil for one of no object.
+  "Returns what its object says of a program; nil if nothing is known.
 
       (definition p) ;=> {:name \"count\" :section \"tcx/ingress\" :attach-type :tcx-ingress}"
   [^Program program]
