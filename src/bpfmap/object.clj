@@ -116,6 +116,10 @@
   than 4 KiB that are zero. Names that occur twice, such as `static` variables of two files, get their offset
   behind them: `seen` and `seen#24`.
 
+  A variable that the compiler initialised with addresses has `:pointers`: offset in the variable to
+  a reference, such as `{8 {:variable \"x\"} 16 {:function \"f\"}}`. Programs do not see these
+  addresses, because no loader can know them.
+
   Throws `:malformed-object` if the bytes are not such an object, with the place under
   `:bpfmap/path`, such as `[:section \"xdp\" :offset 24]`; `:not-found` and `:io` for files; and
   `:invalid-value` for any other source.

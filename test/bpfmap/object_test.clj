@@ -359,6 +359,45 @@
             (run! #(.delete ^File %) (reverse (file-seq dir))))))
       (fixture/skip! "no clang to compile objects with"))))
 
+(deftest pointers
+  (testing "pointers in data are references, at their offsets in a variable"
+    (let [o (object/read
+             (elf-file/object
+              (elf-file/merged
+               (elf-file/program "xdp" "pass" [:mov64 :r0 2] [:exit])
+               {:sections [{:name "maps" :flags 3 :bytes (elf-file/words 1 4 4 1 0)}
+                           {:name ".data" :flags 3
+                            :bytes (elf-file/words 5 6 0 0 0 0 4 0 0 0 9 0 0 0)}
+                           {:name ".rodata.str1.1" :flags 2 :bytes (elf-file/text "hello")}]
+                :symbols [{:name "m" :section "maps" :type :object :size 20}
+                          {:name "x" :section ".data" :type :object :size 8}
+                          {:name "ops" :section ".data" :type :object :value 8 :size 40}
+                          {:name "plain" :section ".data" :type :object :value 48 :size 8}
+                          {:name "" :section ".rodata.str1.1" :type :section}
+                          {:name "gone"}]
+                :relocations {".data" [{:offset 8 :type 2 :symbol "x"}
+                                       {:offset 16 :type 2 :symbol "pass"}
+                                       {:offset 24 :type 2 :symbol "x"}
+                                       {:offset 32 :type 2 :symbol 6}
+                                       {:offset 40 :type 2 :symbol "gone"}]}})))
+          o (:variables o)]
+      (is (= {0 {:variable "x"} 8 {:function "pass"} 16 {:variable "x" :offset 4}
+              24 {:section ".rodata.str1.1"}}
+             (:pointers (o "ops"))))
+      (is (= [nil nil] (map :pointers [(o "x") (o "plain")]))))))
+
+(deftest per-cpu-variables
+  (testing "variables of each CPU are in a per-CPU array"
+    (let [o (object/read
+             (elf-file/object
+              {:sections [{:name ".percpu" :flags 3 :bytes (elf-file/words 7 0)}]
+               :symbols [{:name "counter" :section ".percpu" :type :object :size 8}]}))]
+      (is (= {:name ".percpu" :type :percpu-array :key :u32 :value-size 8 :max-entries 1}
+             (get-in o [:maps ".percpu"])))
+      (is (= {:section ".percpu" :type [:bytes 8] :offset 0 :size 8
+              :value (bytes/->bytes "07 00 00 00 00 00 00 00")}
+             (get-in o [:variables "counter"]))))))
+
 ;; --- CO-RE relocations of a kernel
 
 (deftest relocations

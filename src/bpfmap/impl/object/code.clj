@@ -80,6 +80,10 @@
 (defn- function-at [{:keys [function-names]} {:keys [index]} offset]
   (function-names [index offset]))
 
+(def ^:private jump-tables
+  "The section of the targets of indirect jumps, which clang 22 makes."
+  ".jumptables")
+
 (defn- of-load
   "Returns the instruction that loads the address of what a relocation names."
   [{:keys [map-names map-sections places externs] :as ctx} path register
@@ -105,6 +109,9 @@
             [:lddw register {:function function}]
             (throw (malformed path (str "it names offset " offset " of section " (:name target)
                                         ", where no function begins"))))
+          (= jump-tables (:name target))
+          (throw (malformed path "it jumps by a table, which cannot be loaded"
+                            "compile it with -fno-jump-tables"))
           (<= 0 offset 0xffffffff)
           (let [[reference offset] (if (<= offset (long (:size target)))
                                      (data/reference places target offset)

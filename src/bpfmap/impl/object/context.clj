@@ -47,6 +47,13 @@
   [section]
   (= arena-section (:name section)))
 
+(def ^:private percpu-section "The section of variables that each CPU has." ".percpu")
+
+(defn percpu?
+  "Returns true for a section of variables that each CPU has."
+  [{:keys [name]}]
+  (named-or-below? name percpu-section))
+
 (defn data?
   "Returns true if a section has the variables of programs."
   [{:keys [name type flags size] :as section}]
@@ -54,7 +61,8 @@
        (= alloc (bit-and alloc (long flags)))
        (pos? (long size))
        (not (code? section))
-       (or (arena? section) (some #(named-or-below? name %) [".data" ".rodata" ".bss"]))))
+       (or (arena? section)
+           (some #(named-or-below? name %) [".data" ".rodata" ".bss" percpu-section]))))
 
 (defn read-only?
   "Returns true if a section of data is constant."

@@ -11,7 +11,7 @@
   (:import (bpfmap.sys Codec)
            (clojure.lang ExceptionInfo)
            (java.lang.foreign MemorySegment)
-           (java.nio ByteOrder)
+           (java.nio ByteBuffer ByteOrder)
            (java.util Arrays Map$Entry TreeMap)))
 
 (set! *warn-on-reflection* true)
@@ -198,13 +198,14 @@
                   (get (context/data-sections ctx) name))
         [type] (when datasec (context/type-of ctx (:id datasec)))
         constant? (context/read-only? section)
+        percpu? (context/percpu? section)
         ;; libbpf makes these mappable too.
         mapped? (some #(and (:id %) (not= :static (:linkage %))) variables)
         rest (when-not (context/zeros? section) (uncovered contents variables))
         flags (cond-> #{}
-                mapped? (conj :mmapable)
+                (and mapped? (not percpu?)) (conj :mmapable)
                 constant? (conj :rdonly-prog))]
-    (cond-> {:name name :type :array :key :u32 :max-entries 1}
+    (cond-> {:name name :type (if percpu? :percpu-array :array) :key :u32 :max-entries 1}
       (and type (not= :bytes (first type))) (assoc :value type)
       (not (and type (not= :bytes (first type)))) (assoc :value-size size)
       (seq flags) (assoc :flags flags)
@@ -252,6 +253,58 @@
     (if (and variable (< (long offset) (long end)))
       [{:variable variable} (- (long offset) (long (.getKey entry)))]
       [{:section name} offset])))
+
+;; --- pointers
+
+(defn- pointed
+  "Returns how a pointer in data refers to what it points to, or nil."
+  [{:keys [sections map-names function-names places]} {:keys [section value]} addend]
+  (let [target (when-not (= 0 section) (get sections section))
+        offset (+' (long value) (long addend))
+        place [section offset]]
+    (when (and target (<= 0 offset 0xffffffff))
+      (cond
+        (map-names place) {:map (map-names place)}
+        (function-names place) {:function (function-names place)}
+        :else (let [[reference more] (reference places target offset)]
+                (cond-> reference
+                  (pos? (long more)) (assoc :offset more)))))))
+
+(defn- pointers-in
+  "Returns the pointers of a section: offset to reference."
+  [{:keys [order] :as ctx} section]
+  (let [^bytes contents (context/contents ctx section)
+        buffer (.order (ByteBuffer/wrap contents) order)]
+    (into {}
+          (for [[offset {:keys [symbol addend]}] (context/relocations ctx section)
+                :when (<= (+ (long offset) 8) (alength contents))
+                :let [found (pointed ctx symbol (or addend (.getLong buffer (int offset))))]
+                :when found]
+            [offset found]))))
+
+(defn with-pointers
+  "Returns the variables, with the pointers in them under `:pointers`.
+
+  They are `{offset reference}`.
+
+  The context has the names of maps and functions by their places, under `:map-names` and
+  `:function-names`, and the places of variables under `:places`."
+  [{:keys [sections tables] :as ctx} variables]
+  (let [pointers (into {}
+                       (for [{:keys [index name] :as section} sections
+                             :when (and (tables index) (context/data? section))]
+                         [name (into (sorted-map) (pointers-in ctx section))]))]
+    (if (empty? pointers)
+      variables
+      (update-vals variables
+                   (fn [{:keys [section offset size] :as variable}]
+                     (let [inside (when-let [of-section (pointers section)]
+                                    (subseq of-section >= offset < (+ (long offset) (long size))))]
+                       (cond-> variable
+                         (seq inside)
+                         (assoc :pointers
+                                (into {} (map (fn [[at found]] [(- (long at) (long offset)) found]))
+                                      inside)))))))))
 
 ;; --- what the kernel has
 

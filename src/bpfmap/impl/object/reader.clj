@@ -82,7 +82,11 @@
              :maps (merge (:maps of-data) (:maps of-maps))
              :programs programs
              :functions functions
-             :variables variables
+             :variables (data/with-pointers (assoc ctx
+                                                   :map-names map-names
+                                                   :function-names function-names
+                                                   :places places)
+                          variables)
              :kconfig kconfig
              :ksyms ksyms}
       version (assoc :kernel-version version)

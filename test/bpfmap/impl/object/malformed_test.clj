@@ -100,6 +100,11 @@
               :symbols [{:name "m" :section "maps" :type :object :size 20}]})
      "it names offset -4 of section .data" [:section "xdp" :offset 0]
      (merged (relocated [:lddw :r1 -8] "v") variable)
+     "it jumps by a table, which cannot be loaded: compile it with -fno-jump-tables"
+     [:section "xdp" :offset 0]
+     (merged (relocated load-zero "table")
+             {:sections [{:name ".jumptables" :flags 2 :bytes (words 1 0 2 0)}]
+              :symbols [{:name "table" :section ".jumptables" :type :object :size 16}]})
      "it calls offset 8 of section xdp, where no function begins" [:section "xdp" :offset 0]
      (relocated [:insn {:code 0x85 :src 1}] "f")
      "it calls offset 4 of section .data, where no function begins" [:section "xdp" :offset 0]
