@@ -6,9 +6,9 @@
             [bpfmap.exec.listing :as listing]
             [bpfmap.exec.program-info :as program-info]
             [bpfmap.impl.host.holders :as holders]
-            [bpfmap.impl.kernel.call :as call]
-            [bpfmap.impl.kernel.link :as kernel.link]
-            [bpfmap.impl.map.references :as references]))
+            [bpfmap.impl.map.references :as references]
+            [bpfmap.link :as link])
+  (:import (java.io Closeable)))
 
 (set! *warn-on-reflection* true)
 
@@ -24,38 +24,22 @@
         row (program-info/link-row wanted)]
     (with-meta (listing/rows plan (eduction (map row) links)) (meta links))))
 
-(defn- open
-  "Opens the link of a reference: its id, or the path of its pin."
-  [ref op]
-  (let [ctx {:op op :object :link}
-        id (if (map? ref) (or (:id ref) (:link-id ref)) ref)]
-    (cond
-      (:path ref) (let [path (call/path-text (:path ref) op)]
-                    (call/open-pinned :link path (assoc ctx :path path)))
-      (and (int? id) (<= 0 (long id) 0xffffffff)) (call/open-id :link id (assoc ctx :op :open))
-      :else (throw (error/error :invalid-value
-                                (str "A link must be given by its id or pin path, got "
-                                     (error/printed ref))
-                                {:bpfmap/op op})))))
-
 (defn- with-link
-  "Calls f with the descriptor of the link of `:ref`.
+  "Calls f with the link of `:ref`.
 
   It is an open link, an id or the path of a pin."
-  [{:keys [ref]} op f]
+  [{:keys [ref]} f]
   (if (satisfies? references/OpenObject ref)
-    (f (references/descriptor ref))
-    (let [fd (open ref op)]
-      (try
-        (f fd)
-        (finally (call/close fd))))))
+    (f ref)
+    (with-open [^Closeable link (link/open ref)]
+      (f link))))
 
 (defn show
   "Returns the kernel's information about a link, and its owners.
 
       (show {:ref {:id 7}}) ;=> {:id 7, :type :raw-tracepoint, :attached-to \"sys_enter\", …}"
   [options]
-  (let [info (with-link options :open #(kernel.link/info % {:op :info}))]
+  (let [info (with-link options link/info)]
     ((program-info/link-row any?) info)))
 
 ;; --- detach
@@ -88,5 +72,5 @@
     (when (stay-attached type)
       (throw (stays-attached link)))
     (confirm/check-link link options)
-    (with-link options :detach! #(kernel.link/detach % {:op :detach!}))
+    (with-link options link/detach!)
     (assoc (select-keys link [:id :type :attached-to :program]) :detached true)))

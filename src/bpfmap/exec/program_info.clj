@@ -78,7 +78,22 @@
                ["map-id" number]
                ["ifindex" number]
                ["cgroup-id" number]
-               ["netns-ino" number]]
+               ["netns-ino" number]
+               ["event" {:kind :name :names (zipmap ["tracepoint" "kprobe" "uprobe" "perf-event"]
+                                                    (repeat nil))}]
+               ["tracepoint" text]
+               ["function" text]
+               ["path" text]
+               ["offset" number]
+               ["functions" number]
+               ["return" {:kind :boolean}]
+               ["missed" number]
+               ["target" text]
+               ["target-btf-id" number]
+               ["target-obj-id" number]
+               ["family" {:kind :name :names (update-keys kernel.link/families name)}]
+               ["hook" {:kind :name :names (update-keys kernel.link/hooks name)}]
+               ["priority" number]]
               {"held-by" "held"}))
 
 (def program-order

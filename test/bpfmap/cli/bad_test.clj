@@ -143,7 +143,7 @@
                               ["/no/such/pin" #"the file /no/such/pin does not exist"]
                               ["/etc/passwd" #"not on a BPF file system"]]
                 :link-ref [["4294967295" #"no link has that id \(any more\)"]
-                           ["99999999999999999999" #"A link must be given by its id"]
+                           ["99999999999999999999" #"Invalid reference to a link"]
                            ["name" #"REF must be an id or a pin path, got \"name\"" 2]
                            ["/no/such/pin" #"the file /no/such/pin does not exist"]
                            ["/etc/passwd" #"not on a BPF file system"]]

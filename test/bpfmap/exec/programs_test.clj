@@ -5,18 +5,15 @@
             [bpfmap.exec :as exec]
             [bpfmap.exec.program-info :as program-info]
             [bpfmap.fixture :as fixture :refer [error-of kernel-test]]
-            [bpfmap.impl.kernel.call :as call]
             [bpfmap.impl.kernel.procfs :as procfs]
-            [bpfmap.impl.map.references :as references]
+            [bpfmap.link :as link]
             [bpfmap.prog :as prog]
             [clojure.data.json :as json]
             [clojure.java.io :as io]
             [clojure.string :as str]
             [clojure.test :refer [are deftest is testing]])
-  (:import (bpfmap.sys Attr Fd)
-           (java.io Closeable)
-           (java.lang ProcessHandle)
-           (java.lang.foreign Arena)))
+  (:import (java.io Closeable)
+           (java.lang ProcessHandle)))
 
 (set! *warn-on-reflection* true)
 
@@ -206,28 +203,6 @@
 (defn- cgroup-path []
   (:path (first (filter #(= "cgroup2" (:type %)) (procfs/mounts)))))
 
-(def ^:private o-rdonly 0)
-
-(defn- cgroup-link
-  "Attaches a program to the root of the cgroups, which the library cannot do by itself here.
-
-  The program allows everything."
-  ^Fd [p]
-  (let [openat (if (fixture/x86-64?) 257 56)
-        ^String path (cgroup-path)]
-    (with-open [arena (Arena/ofConfined)
-                attr (Attr.)]
-      (let [address (.address (.allocateFrom arena path))
-            cgroup (Fd/own (fixture/syscall openat -100 address o-rdonly))]
-        (try
-          (.fd attr 0 (references/descriptor p))
-          (.int32 attr 4 (.acquire cgroup))
-          (.int32 attr 8 (prog/attach-types :cgroup-inet-sock-create))
-          (Fd/own (.call attr 28)) ; BPF_LINK_CREATE
-          (finally
-            (.release cgroup)
-            (.close cgroup)))))))
-
 (kernel-test link-rows
   (testing "link list has the target, program, holders and pins of links"
     (with-counter
@@ -265,14 +240,15 @@
       (fixture/skip! "no cgroup2 file system is mounted")
       (with-open [p ^Closeable (prog/load {:type :cgroup-sock :name "t_allow"
                                            :insns [[:mov64 :r0 1] [:exit]]})
-                  link (cgroup-link p)]
+                  link ^Closeable (link/attach p {:cgroup (cgroup-path)
+                                                  :attach-type :cgroup-inet-sock-create})]
         (let [[{:keys [id attached-to]}] (exec/link-list {:where "program.name=t_allow"})
               pin (fixture/new-pin)
               attached? #(contains? (exec/link-show {:ref id}) :cgroup-id)]
           (is (re-matches #"cgroup-inet-sock-create cgroup \d+" attached-to))
           (is (attached?))
           (testing "a pin counts as an owner"
-            (call/pin link pin {:op :pin!})
+            (link/pin! link pin)
             (try
               (is (= [1 (str "bpfmap: Link " id " (cgroup " attached-to ") is pinned at " pin
                              ": pass --yes to detach it anyway")]
