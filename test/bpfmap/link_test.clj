@@ -14,6 +14,7 @@
             [bpfmap.programs :as programs]
             [bpfmap.since :as since]
             [bpfmap.transcript :as transcript]
+            [clojure.data.json :as json]
             [clojure.java.io :as io]
             [clojure.string :as str]
             [clojure.test :refer [are deftest is testing]])
@@ -407,6 +408,44 @@
                      :provoke #(links/provoke-in-cgroup cgroup)
                      :info {:type :cgroup :cgroup-id (:id cgroup) :attach-type attach-type}})))))
 
+(kernel-test ^{:needs [[:target :sockmap]]} k1-sockmaps
+  (testing "data of the sockets in a map runs programs"
+    (with-open [sockets (bpf/create {:type :sockmap :key :u32 :value :u64 :max-entries 2})
+                connection (objects/tcp-connection)]
+      ;; A socket gets the programs that the map has when it is stored.
+      (let [send! #(do (bpf/delete! sockets 0)
+                       (bpf/put! sockets 0 {:fd (:server connection)})
+                       (linux/call "write" (:fd connection) (byte-array 4) 4))]
+        (check-kind {:program #(loaded :sk-skb (counting % 1)
+                                       :expected-attach-type :sk-skb-stream-verdict)
+                     :target {:sockmap sockets}
+                     :provoke send!
+                     :info {:type :sockmap :map-id (:id (bpf/info sockets))
+                            :attach-type :sk-skb-stream-verdict}}))
+      (with-open [p (loaded :sk-skb [[:mov64 :r0 1] [:exit]])]
+        (is (str/includes? (:message (error-of (link/attach p {:sockmap sockets})))
+                           "must have an :attach-type of the program, got nil"))
+        (is (str/includes? (:message (error-of (link/attach p {:sockmap 7
+                                                               :attach-type :sk-skb-verdict})))
+                           ":sockmap must be an open map, got 7"))))))
+
+(kernel-test ^{:needs [[:order :cgroup]]} k5-order-in-cgroups
+  (testing "programs of a cgroup run in the given order"
+    (with-open [cgroup (objects/cgroup)
+                ^Program a (loaded :cgroup-device [[:mov64 :r0 1] [:exit]])
+                ^Program b (loaded :cgroup-device [[:mov64 :r0 1] [:exit]])]
+      (let [target {:cgroup (:path cgroup)}
+            listed {:cgroup (:path cgroup) :attach-type :cgroup-device}]
+        (with-open [_ (link/attach a target)
+                    _ (link/attach b target {:before :all})]
+          (is (= (map (comp :id prog/info) [b a])
+                 (map :program-id (:programs (link/attached listed))))))
+        (is (str/includes? (:message (error-of (link/attached target)))
+                           "A target :cgroup must have an :attach-type here"))
+        (let [{:keys [message] :bpfmap/keys [error op]} (error-of (link/attached {:xdp "lo"}))]
+          (is (= [:not-supported :attached] [error op]))
+          (is (str/includes? message "it has one for :tcx, :netkit and :cgroup")))))))
+
 (kernel-test ^{:needs [[:target :struct-ops]]} k1-struct-ops
   (testing "a struct of functions is registered while its link is open"
     (let [struct-type (programs/struct-ops-type "tcp_congestion_ops")
@@ -500,6 +539,30 @@
 
 ;; --- links as objects
 
+(kernel-test k1-same-as-bpftool
+  (testing "bpftool lists the same links"
+    (if-let [bpftool (fixture/executable "bpftool")]
+      (with-open [cgroup (objects/cgroup)
+                  raw (loaded :raw-tracepoint [[:mov64 :r0 0] [:exit]])
+                  tasks (links/iterator "task" [[:mov64 :r0 0] [:exit]])
+                  device (loaded :cgroup-device [[:mov64 :r0 1] [:exit]])
+                  lookup (loaded :sk-lookup [[:mov64 :r0 1] [:exit]]
+                                 :expected-attach-type :sk-lookup)
+                  a (link/attach raw {:raw-tracepoint "sched_switch"})
+                  b (link/attach tasks {:iter "task"})
+                  c (link/attach device {:cgroup (:path cgroup)})
+                  d (link/attach lookup {:sk-lookup :self})]
+        (let [{:keys [out]} (fixture/run [bpftool "--json" "link" "list"])
+              ours (mapv link/info [a b c d])
+              theirs (into {} (map (juxt :id identity)) (json/read-str out :key-fn keyword))]
+          (doseq [{:keys [id type program-id tracepoint target cgroup-id netns-ino]} ours
+                  :let [found (theirs id)]]
+            (is (= (str/replace (name type) "-" "_") (:type found)))
+            (is (= program-id (:prog_id found)))
+            (is (= [tracepoint target cgroup-id netns-ino]
+                   ((juxt :tp_name :target_name :cgroup_id :netns_ino) found))))))
+      (fixture/skip! "no bpftool to compare the links with"))))
+
 (kernel-test k2-pinned-links
   (testing "a pinned link outlives its handle, and can be opened"
     (let [path (fixture/new-pin)
@@ -575,10 +638,16 @@
            (let [{:keys [message] :bpfmap/keys [error]} (error-of (link/update! l p))]
              (is (= :not-found error))
              (is (str/includes? message "the link was detached, or its device, cgroup or network"))))
-         (testing "a device that is removed leaves a link without one"
+         (testing "a device that is renamed keeps its links, one that is removed does not"
            (with-open [gone (link/attach p {:xdp "v1"})]
-             (is (pos-int? (:ifindex (link/info gone))))
-             (fixture/run [(fixture/executable "ip") "link" "del" "v0"])
+             (let [{:keys [ifindex] :as info} (link/info gone)
+                   ip (fixture/executable "ip")]
+               (is (pos-int? ifindex))
+               (doseq [words [["set" "v1" "down"] ["set" "v1" "name" "w1"] ["set" "w1" "up"]]]
+                 (fixture/run (into [ip "link"] words)))
+               (is (= info (link/info gone)))
+               (is (= :busy (:bpfmap/error (error-of (link/attach p {:xdp "w1"})))))
+               (fixture/run [ip "link" "del" "v0"]))
              (is (nil? (:ifindex (link/info gone))))
              (is (= :not-found (:bpfmap/error (error-of (link/update! gone q)))))
              (let [{:keys [message] :bpfmap/keys [error]} (error-of (link/attach p {:xdp "v1"}))]
@@ -672,6 +741,8 @@
           "The program has no section that has a target: give a target; bpfmap.link/targets has all kinds"
           raw {:xdp "lo"} :invalid-value
           "A program for a target :xdp must be of type :xdp, got one of type :raw-tracepoint: targets of this program are :raw-tracepoint"
+          raw {:struct-ops m} :invalid-value
+          "A program cannot have a target :struct-ops: attach the open map that has the struct as"
           raw {:raw-tracepoint "sched_swich"} :not-found "no raw tracepoint has that name"
           point {:tracepoint "sched/sched_swich"} :not-found
           "No tracepoint \"sched/sched_swich\": did you mean sched/sched_switch?"
@@ -1016,5 +1087,9 @@
                             :expected-attach-type :cgroup-inet-egress)
                   _ (link/attach p {:cgroup (:path cgroup)})]
         (is (moves? m #(links/provoke-in-cgroup cgroup)) "its attach type is known"))
+      (with-open [raw (loaded :raw-tracepoint [[:mov64 :r0 0] [:exit]])
+                  ^Program p (of-section raw "struct_ops/ssthresh" "ssthresh")]
+        (is (str/includes? (:message (error-of (link/attach p)))
+                           "in place of the program m, the open map of the struct")))
       (is (str/includes? (:message (error-of (link/target 7)))
                          "The program must be an open program, got 7")))))

@@ -9,6 +9,7 @@
             [bpfmap.exec]
             [bpfmap.feature]
             [bpfmap.host]
+            [bpfmap.link]
             [bpfmap.pod.change-events :as change-events]
             [bpfmap.pod.handles :as handles]
             [bpfmap.pod.subscription :as subscription]
@@ -39,6 +40,8 @@
             possible-cpus]}
     {:name pod.bpfmap.prog :of bpfmap.prog
      :vars [load open info pin! instructions test-run attach-raw-tracepoint]}
+    {:name pod.bpfmap.link :of bpfmap.link
+     :vars [target attach open info attached update! detach! pin!]}
     {:name pod.bpfmap.events :of bpfmap.events
      :vars [reader peek poll! stats writer send!]}
     {:name pod.bpfmap.type :of bpfmap.type
@@ -69,6 +72,11 @@
                    discard! "as reserve"}
     bpfmap.prog {types "a table, not a function", attach-types "a table, not a function"
                  enable-statistics! "exec/prog-top has the rates of all programs"}
+    bpfmap.link {targets "a table, not a function"
+                 link? "a handle is not an open link; its tag says what it is"
+                 lines "a reducible does not reach another process"
+                 records "as lines"
+                 close "pod.bpfmap.core/close closes all objects"}
     bpfmap.type {scalars "a table, not a function", ->generator "a generator is not data"}
     bpfmap.exec {define-commands "a macro, for namespaces of the library's own"}})
 

@@ -61,7 +61,7 @@
       (binding [*ns* home]
         (refer 'clojure.core)
         (doseq [[short full] '{bpf pod.bpfmap.core, host pod.bpfmap.host, feature pod.bpfmap.feature
-                               prog pod.bpfmap.prog
+                               prog pod.bpfmap.prog, link pod.bpfmap.link
                                type pod.bpfmap.type, exec pod.bpfmap.exec
                                events pod.bpfmap.events}]
           (alias short full))
@@ -70,6 +70,24 @@
 
 (def ^:private small
   {:name "pod_small" :type :hash :key :u32 :value :u64 :max-entries 64})
+
+;; --- links
+
+(kernel-test links-of-programs
+  (testing "links are handles, which are attached, opened and closed"
+    (with-pod [c]
+      (is (= [:raw-tracepoint "sys_enter" true :not-supported :closed]
+             (script c
+                     '(let [p (prog/load {:type :raw-tracepoint :insns [[:mov64 :r0 0] [:exit]]})
+                            l (link/attach p {:raw-tracepoint "sys_enter"})
+                            error-of (fn [f] (try (f) (catch clojure.lang.ExceptionInfo e
+                                                        (:bpfmap/error (ex-data e)))))
+                            info (link/info l)
+                            again (link/open {:link-id (:id info)})]
+                        [(:type info) (:tracepoint info) (= info (link/info again))
+                         (error-of #(link/update! l p))
+                         (do (run! bpf/close [l again p])
+                             (error-of #(link/info l)))])))))))
 
 ;; --- namespaces and vars
 

@@ -421,6 +421,9 @@
   "Throws `:invalid-value` unless programs of a type can have a kind of target."
   [kind type]
   (let [types (keys (:programs (kinds kind)))]
+    (when (empty? types)
+      (throw (invalid [] (str "A program cannot have a target " kind)
+                      "attach the open map that has the struct as its value")))
     (when-not (some #{type} types)
       (throw (invalid [] (str "A program for a target " kind " must be of type "
                               (error/list-of types) ", got one of type " type)
@@ -510,11 +513,15 @@
       (when (and more target)
         (some-> (parsed kind target) (merge more))))))
 
+(defn- struct-ops? [section]
+  (boolean (re-find #"^\??struct_ops" section)))
+
 (defn example
   "Returns an example of a target for a section, as text; nil if none is known."
   [{:keys [section]}]
   (let [[kind] (some-> section section-row)]
-    (case kind
+    (case (if (and section (struct-ops? section)) :struct-ops kind)
+      :struct-ops "{:struct-ops m}, and in place of the program m, the open map of the struct"
       :xdp "{:xdp \"eth0\"}"
       :tcx (str "{:tcx " (if (re-find #"egress" section) :egress :ingress) " :interface \"eth0\"}")
       :netkit "{:netkit :primary :interface \"nk0\"}"
