@@ -8,9 +8,9 @@
   (:require [bpfmap.core :as bpf]
             [bpfmap.exec.arguments :as arguments]
             [bpfmap.exec.fields :as fields]
-            [bpfmap.exec.hints :as hints]
             [bpfmap.exec.input :as input]
             [bpfmap.exec.query :as query]
+            [bpfmap.exec.shown :as shown]
             [bpfmap.exec.saved-file :as saved-file]
             [bpfmap.impl.map.raw-entries :as raw-entries]
             [bpfmap.impl.waiting :as waiting])
@@ -38,7 +38,7 @@
         {:keys [per-cpu] :as row} (input/row-of-type (:type spec))
         n (when per-cpu (count (second (first entries))))]
     (combined (assoc (raw-entries/types spec n) :spec spec :inner inner
-                     :shower (hints/shower options spec nil) :entries
+                     :shower (shown/shower options spec nil) :entries
                      (raw-entries/snapshot (saved-file/in-bytes spec entries))
                      :cpus (when (contains? #{nil :each :all} cpus) n))
               row cpus (range (or n 0)))))
@@ -47,7 +47,7 @@
   (with-open [m (input/open (assoc options :ref source) :read-only)]
     (input/check-dumpable m {})
     (let [spec (bpf/spec m)
-          shower (hints/shower options spec m) ; invalid hints throw before entries are read
+          shower (shown/shower options spec m) ; invalid hints throw before entries are read
           possible (input/cpus-of m)]
       (combined (assoc (raw-entries/types spec (count possible)) :spec spec :cpus
                        (input/cpus-apart m cpus)

@@ -151,13 +151,6 @@
                             {:bpfmap/path path :bpfmap/hint hint}
                             e))))))
 
-(defn given?
-  "Returns true if options have hints.
-
-      (given? {:as [[[[\"src\"] :ipv4]]]}) ;=> true"
-  [{:keys [as hints]}]
-  (boolean (or as hints)))
-
 (defn shower
   "Returns what shows rows of a map by the hints of options; nil if it has none.
 
@@ -166,34 +159,27 @@
   `m` is the open map, or nil. Throws `:usage` for hints that do not fit the spec.
 
       ((:row (shower options (bpf/spec m) m)) {:key 16777343}) ;=> {:key \"127.0.0.1\"}"
-  ([options spec m] (shower options spec m (:name (or (some-> m bpf/info) spec))))
-  ([{:keys [as hints]} spec m map-name]
-   (let [of-options (mapcat identity as)
-         of-file (when hints (read-file hints map-name))]
-     (when (or (seq of-options) (seq of-file))
-       (let [compiled (compiled of-options of-file
-                                {:key (node/node-of spec :key) :value (node/node-of spec :value)}
-                                {:host (display.host/resolvers)
-                                 :types (:types spec)
-                                 :enum-in (when m (in-btf-of m))})
-             show (fn [row k side entry]
-                    (if (contains? row k)
-                      (assoc row k (hints/show-side (side compiled) (get row k) entry))
-                      row))]
-         {:places compiled
-          :collapsed (for [[side places] compiled
-                           {:keys [keys collapses?]} places :when collapses?]
-                       (into [side] keys))
-          :row (fn [{:keys [key value old new] :as row}]
-                 (-> row
-                     (show :key :key row)
-                     (show :value :value row)
-                     (show :old :value {:key key :value old})
-                     (show :new :value {:key key :value new})))})))))
-
-(defn showing
-  "Returns a transducer that shows rows; see [[shower]], which may be nil.
-
-      (into [] (showing shower) [{:key 16777343}]) ;=> [{:key \"127.0.0.1\"}]"
-  [shower]
-  (if shower (map (:row shower)) (map identity)))
+  [{:keys [as hints]} spec m]
+  (let [map-name (:name (or (some-> m bpf/info) spec))
+        of-options (mapcat identity as)
+        of-file (when hints (read-file hints map-name))]
+    (when (or (seq of-options) (seq of-file))
+      (let [compiled (compiled of-options of-file
+                               {:key (node/node-of spec :key) :value (node/node-of spec :value)}
+                               {:host (display.host/resolvers)
+                                :types (:types spec)
+                                :enum-in (when m (in-btf-of m))})
+            show (fn [row k side entry]
+                   (if (contains? row k)
+                     (assoc row k (hints/show-side (side compiled) (get row k) entry))
+                     row))]
+        {:places compiled
+         :collapsed (for [[side places] compiled
+                          {:keys [keys collapses?]} places :when collapses?]
+                      (into [side] keys))
+         :row (fn [{:keys [key value old new] :as row}]
+                (-> row
+                    (show :key :key row)
+                    (show :value :value row)
+                    (show :old :value {:key key :value old})
+                    (show :new :value {:key key :value new})))}))))

@@ -26,10 +26,10 @@
             [bpfmap.error :as error]
             [bpfmap.exec.arguments :as arguments]
             [bpfmap.exec.fields :as fields]
-            [bpfmap.exec.hints :as hints]
             [bpfmap.exec.input :as input]
             [bpfmap.exec.progress :as progress]
-            [bpfmap.exec.query :as query]))
+            [bpfmap.exec.query :as query]
+            [bpfmap.exec.shown :as shown]))
 
 (set! *warn-on-reflection* true)
 
@@ -201,7 +201,7 @@
     (let [cpus (or cpus :sum)
           row-field (fields/of-entries (bpf/spec m) cpus)
           title (some-> field fields/path-text) ; unconverted
-          shower (hints/shower options (bpf/spec m) m)
+          shower (shown/shower options (bpf/spec m) m)
           [field bucket] (map #(when % (query/real-path row-field %)) [field bucket])
           options (assoc options :field field :title title :bucket bucket :fields row-field)
           rows (into [] (query/selecting (select-keys options [:where :fields]))

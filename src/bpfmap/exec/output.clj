@@ -4,7 +4,7 @@
             [bpfmap.exec.column-tree :as column-tree]
             [bpfmap.exec.fields :as fields]
             [bpfmap.exec.wording :as wording]
-            [bpfmap.impl.display.text :as text]
+            [bpfmap.impl.display.amount :as amount]
             [bpfmap.impl.edn-text :refer [edn-text]]
             [bpfmap.impl.escape :as escape]
             [clojure.string :as str])
@@ -219,12 +219,12 @@
     (mapv (fn [[k v]] (str (pad (cell k) width :left) "  " (cell v))) pairs)))
 
 (def format-1dp
-  "Returns a number with one digit after the point; see `bpfmap.impl.display.text`."
-  text/format-1dp)
+  "Returns a number with one digit after the point; see `bpfmap.impl.display.amount`."
+  amount/format-1dp)
 
 (def human-size
-  "Returns a number of bytes in units of 1024; see `bpfmap.impl.display.text`."
-  text/human-size)
+  "Returns a number of bytes in units of 1024; see `bpfmap.impl.display.amount`."
+  amount/human-size)
 
 (defn plural
   "Returns a number and its noun.

@@ -5,11 +5,11 @@
   (:require [bpfmap.core :as bpf]
             [bpfmap.exec.arguments :as arguments]
             [bpfmap.exec.fields :as fields]
-            [bpfmap.exec.hints :as hints]
             [bpfmap.exec.input :as input]
             [bpfmap.exec.map-info :as map-info]
             [bpfmap.exec.progress :as progress]
             [bpfmap.exec.query :as query]
+            [bpfmap.exec.shown :as shown]
             [bpfmap.impl.map-types :as map-types]
             [bpfmap.impl.type.c :as c]
             [bpfmap.type :as type])
@@ -49,7 +49,7 @@
     (let [spec (bpf/spec m)
           {:keys [name untyped btf-id]} (bpf/info m)]
       (if template
-        (hints/template (assoc spec :name name))
+        ((requiring-resolve 'bpfmap.exec.hints/template) (assoc spec :name name))
         (into (array-map :map (select-keys (bpf/info m) [:id :name :type]))
               (remove (comp nil? second))
               [[:key (side spec :key)]
@@ -120,12 +120,12 @@
      :untyped (when (or (bytes? key) (bytes? value))
                 (or untyped "the map has no BTF"))}))
 
-(defn- shown
+(defn- requested
   "Returns a transducer to the requested parts of rows, shown by hints.
 
   With `:keys`, these are only the keys."
   [{:keys [keys]} shower]
-  (comp (hints/showing shower)
+  (comp (shown/showing shower)
         (map (if keys #(select-keys % [:key]) identity))))
 
 (defn- stream-of
@@ -154,14 +154,14 @@
      (fn [told f init]
        (with-open [m (input/open options :read-only)]
          (input/check-dumpable m options)
-         (let [shower (hints/shower options (bpf/spec m) m)]
+         (let [shower (shown/shower options (bpf/spec m) m)]
            (reset! told (about m options shower))
-           (transduce (comp (query/selecting (with-fields m options)) (shown options shower))
+           (transduce (comp (query/selecting (with-fields m options)) (requested options shower))
                       (completing f) init (entries m options))))))
     (with-open [m (input/open options :read-only)]
       (input/check-dumpable m options)
-      (let [shower (hints/shower options (bpf/spec m) m)]
-        (with-meta (into [] (shown options shower)
+      (let [shower (shown/shower options (bpf/spec m) m)]
+        (with-meta (into [] (requested options shower)
                          (query/rows (with-fields m options) (entries m options)))
           (about m options shower))))))
 
@@ -178,7 +178,7 @@
   (input/call-typed options :read-only [:key]
     (fn [m {:keys [key]}]
       (let [{:keys [ops per-cpu]} (input/row-of m)
-            show (:row (hints/shower options (bpf/spec m) m) identity)
+            show (:row (shown/shower options (bpf/spec m) m) identity)
             found (fn [v] (when-not (= ::none v) v))]
         (cond
           (:might-contain? ops) {:value key :might-contain (bpf/might-contain? m key)}

@@ -22,9 +22,9 @@
             [bpfmap.events :as events]
             [bpfmap.exec.arguments :as arguments]
             [bpfmap.exec.fields :as fields]
-            [bpfmap.exec.hints :as hints]
             [bpfmap.exec.input :as input]
             [bpfmap.exec.query :as query]
+            [bpfmap.exec.shown :as shown]
             [bpfmap.host :as host]
             [bpfmap.impl.btf.blob :as blob]
             [bpfmap.impl.events.reader :as reader]
@@ -305,10 +305,10 @@
   "Returns the shower of hints for events of a type; nil without hints.
 
   See `bpfmap.exec.hints`. The value of an event without a type is bytes of any number."
-  [options m {:keys [name]} type]
-  (when (hints/given? options)
+  [options m type]
+  (when (shown/given? options)
     (if type
-      (hints/shower options {:value type} m name)
+      (shown/shower options {:value type} m)
       (throw (arguments/refused "tail" (if (:as options) :as :hints)
                (or (:as options) (:hints options)) ["requires " :value-type]
                "events without a type have no fields")))))
@@ -323,7 +323,7 @@
           type (type-of-events identity value-type)
           fields (fields-of info type)
           _ (query/check (assoc options :fields fields))
-          shower (shower-of options m identity type)
+          shower (shower-of options m type)
           errors (volatile! [])
           own-fds (holders/own-descriptors id)
           {:keys [reader mode holders]}
@@ -339,7 +339,7 @@
         (opened r @told)
         (if (and limit (zero? (long limit)))
           init
-          (transduce (comp (selecting options fields) (hints/showing shower)) (completing f) init
+          (transduce (comp (selecting options fields) (shown/showing shower)) (completing f) init
                      (reify IReduceInit
                        (reduce [_ f init]
                          (run r options {:of-event (if (= :perf-event-array (:type info))

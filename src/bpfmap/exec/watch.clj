@@ -29,9 +29,9 @@
   (:require [bpfmap.core :as bpf]
             [bpfmap.exec.arguments :as arguments]
             [bpfmap.exec.fields :as fields]
-            [bpfmap.exec.hints :as hints]
             [bpfmap.exec.input :as input]
             [bpfmap.exec.query :as query]
+            [bpfmap.exec.shown :as shown]
             [bpfmap.impl.map.raw-entries :as raw-entries]
             [bpfmap.impl.waiting :as waiting])
   (:import (clojure.lang ExceptionInfo IReduceInit)
@@ -115,7 +115,7 @@
         value-out (if possible (comp (input/picker cpus possible) value-out) value-out)]
     (assoc types
            :options (with-fields m options)
-           :shower (hints/shower options (bpf/spec m) m)
+           :shower (shown/shower options (bpf/spec m) m)
            :value-out value-out
            :same? (if (and possible (not= :each cpus))
                     (fn [a b] (raw-entries/same-data? (value-out a) (value-out b)))
@@ -224,7 +224,7 @@
                              (when change (vswap! counted update change (fnil inc 0)))
                              row)
               rows (into []
-                         (hints/showing (:shower types))
+                         (shown/showing (:shower types))
                          (chosen (:options types)
                                  (eduction (map count-change)
                                            (compared before entries apart types))))

@@ -7,6 +7,7 @@
   (:refer-clojure :exclude [compile])
   (:require [bpfmap.bytes :as bytes]
             [bpfmap.error :as error]
+            [bpfmap.impl.display.amount :as amount]
             [bpfmap.impl.display.text :as text]
             [bpfmap.impl.field-path :as field-path]
             [bpfmap.impl.nearest :as nearest]
@@ -178,7 +179,7 @@
 
 (defn- size [x node _ _]
   (when-let [n (number-of x node)]
-    (cond-> (text/human-size n) (< -1024 n 1024) (str "B"))))
+    (cond-> (amount/human-size n) (< -1024 n 1024) (str "B"))))
 
 (defn- duration [nanoseconds]
   (fn [x node _ _] (some-> (number-of x node) (*' nanoseconds) text/duration)))
