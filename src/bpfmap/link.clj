@@ -226,16 +226,17 @@
       :ENOLINK [:not-found (str "the link was detached, or its device, cgroup or network namespace "
                                 "does not exist any more; close it")]
       :EPERM [:incompatible "the link was changed by somebody else meanwhile"]
-      :EINVAL (cond
-                (#{:raw-tracepoint :tracing :perf-event :kprobe-multi :uprobe-multi :iter} type)
-                [:not-supported (str "the kernel never replaces the program of a link of type " type
-                                     "; attach the new program, then close this link")]
-                (and old-type (not= old-type new-type))
-                [:invalid-value (str "the link has a program of type " old-type
-                                     ", and the new one must have the same type, got " new-type)]
-                :else
-                [:invalid-value (str "the new program must be loaded for the same attach type as "
-                                     "the one that it replaces")])
+      (:EINVAL :EOPNOTSUPP :ENOTSUPP)
+      (cond
+        (#{:raw-tracepoint :tracing :perf-event :kprobe-multi :uprobe-multi :iter :netfilter} type)
+        [:not-supported (str "the kernel never replaces the program of a link of type " type
+                             "; attach the new program, then close this link")]
+        (and old-type (not= old-type new-type))
+        [:invalid-value (str "the link has a program of type " old-type
+                             ", and the new one must have the same type, got " new-type)]
+        :else
+        [:invalid-value (str "the new program must be loaded for the same attach type as the one "
+                             "that it replaces")])
       nil)))
 
 (defn- update-error
@@ -256,7 +257,7 @@
 
   Of a struct_ops, the other map. Packets and calls that are being handled still use the old
   program. The new program must have the same type. Works for links of types `:xdp`, `:tcx`,
-  `:netkit`, `:cgroup`, `:netns`, `:netfilter`, `:sockmap` and `:struct-ops`.
+  `:netkit`, `:cgroup`, `:netns`, `:sockmap` and `:struct-ops`.
 
   Throws `:not-supported` for other links, and the hint tells what to do; `:invalid-value` for a
   program of another type; `:not-found` if the device, cgroup or network namespace is gone;

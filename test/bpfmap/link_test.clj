@@ -2,8 +2,10 @@
   (:require [bpfmap.core :as bpf]
             [bpfmap.fixture :as fixture :refer [error-of kernel-test]]
             [bpfmap.host :as host]
+            [bpfmap.impl.elf.symbols :as symbols]
             [bpfmap.impl.kernel.link :as kernel.link]
             [bpfmap.impl.kernel.perf :as kernel.perf]
+            [bpfmap.impl.kernel.tracefs :as tracefs]
             [bpfmap.impl.link.targets :as targets]
             [bpfmap.impl.prog.program :as program]
             [bpfmap.link :as link]
@@ -108,6 +110,49 @@
       (doseq [section ["kprobe/f" "uprobe//bin/bash:f" "tp/a/b" "raw_tp/x" "iter/task" "lsm/x"]
               :let [[_ text] (str/split section #"/" 2)]]
         (is (targets/check (targets/of-section {:section section :target text})) section)))))
+
+(deftest refusals-by-kind
+  (testing "explains an errno by the kind of target and the release"
+    (are [kind errno facts error words]
+         (let [[found hint] (targets/refusal kind errno (merge {:release "6.18.44"} facts))]
+           (and (= error found) (str/includes? (str hint) words)))
+      :tcx :EINVAL {:release "6.1.0"} :not-supported "links of :tcx need Linux 6.6, this is 6.1.0"
+      :kprobe-multi :EINVAL {:release "5.10.0"} :not-supported "links of :kprobe-multi need Linux 5.18"
+      :raw-tracepoint :E2BIG {:release "6.1.0" :options {:cookie 1}} :not-supported
+      "cookies of :raw-tracepoint need Linux 6.10, this is 6.1.0"
+      :cgroup :EINVAL {:release "6.12.0" :options {:before :all}} :not-supported
+      "orders of :cgroup need Linux 6.17, this is 6.12.0"
+      :cgroup :EINVAL {:release "6.12.0"} :invalid-value "loaded for the attach type"
+      :cgroup :E2BIG {} :busy "its largest number of programs, 64"
+      :cgroup :EPERM {} :permission "without allowing others"
+      :kprobe :EINVAL {} :invalid-value "the kernel does not allow a probe there"
+      :kprobe :EILSEQ {} :invalid-value ":offset must be the start of an instruction"
+      :kprobe :EADDRNOTAVAIL {} :ambiguous "several functions have that name"
+      :kprobe :EOPNOTSUPP {} :not-supported "CONFIG_KPROBE_EVENTS"
+      :ksyscall :EINVAL {} :invalid-value "does not allow a probe on that function"
+      :uprobe :EINVAL {} :invalid-value "at that offset of the file"
+      :uprobe :ENOTSUPP {} :not-supported "cannot probe the instruction"
+      :uprobe-multi :EBADF {} :invalid-value "a file that can be executed or mapped"
+      :perf-event :ENOENT {} :not-supported "this machine does not count that event"
+      :perf-event :ENODEV {} :not-found "the CPU of :cpu is not online"
+      :lsm :EBUSY {} :busy "its largest number of programs"
+      :xdp :EBUSY {} :busy "has an XDP program already; close its link, or update! it"
+      :xdp :EEXIST {} :busy "in another mode"
+      :xdp :EOPNOTSUPP {} :not-supported "use :mode :generic"
+      :xdp :EINVAL {} :incompatible "its packets may be longer than a page"
+      :tcx :EEXIST {} :exists "this program is attached there already"
+      :tcx :ERANGE {} :busy "its largest number of programs, 64"
+      :tcx :ESTALE {:options {:revision 3}} :busy "attached or detached since :revision 3"
+      :netkit :EACCES {} :invalid-value "the primary device of the pair"
+      :sk-lookup :E2BIG {} :busy "its largest number of programs, 64"
+      :flow-dissector :E2BIG {} :busy "has a flow dissector already"
+      :flow-dissector :EEXIST {} :busy "attached without a link"
+      :netfilter :EBUSY {} :busy "use another :priority"
+      :netfilter :ERANGE {} :invalid-value "with :defragment it must be more than -400"
+      :netfilter :EAFNOSUPPORT {} :not-supported "no netfilter for that family"
+      :sockmap :EBUSY {} :busy "has a program with this attach type already"
+      :struct-ops :EEXIST {} :exists "a struct with the same name is registered already"
+      :iter :EINVAL {} nil "")))
 
 (deftest table-is-complete
   (testing "every kind has what functions read"
@@ -628,6 +673,13 @@
            l m :invalid-value "got :struct-ops"
            l 7 :invalid-value "The program must be an open program, got 7"
            7 p :invalid-value "The link must be a result of attach or open, got 7")
+         (when (since/has? [:target :netfilter])
+           (with-open [a (loaded :netfilter [[:mov64 :r0 1] [:exit]]
+                                 :expected-attach-type :netfilter)
+                       hook (link/attach a {:netfilter :ipv4 :hook :forward})]
+             (is (str/includes? (:message (error-of (link/update! hook a)))
+                                "never replaces the program of a link of type :netfilter"))
+             (is (identical? hook (link/detach! hook)))))
          (testing "detaches, or says why not"
            (is (identical? l (link/detach! l)))
            (is (nil? (:ifindex (link/info l))))
@@ -724,6 +776,9 @@
     (with-open [raw (loaded :raw-tracepoint [[:mov64 :r0 0] [:exit]])
                 point (loaded :tracepoint [[:mov64 :r0 0] [:exit]])
                 probe (loaded :kprobe [[:mov64 :r0 0] [:exit]])
+                many (loaded :kprobe [[:mov64 :r0 0] [:exit]]
+                             :expected-attach-type (when (since/here? [:target :uprobe-multi])
+                                                     :trace-uprobe-multi))
                 clock (loaded :perf-event [[:mov64 :r0 0] [:exit]])
                 tc (loaded :sched-cls [[:mov64 :r0 -1] [:exit]])
                 packets (loaded :cgroup-skb [[:mov64 :r0 1] [:exit]])
@@ -758,6 +813,11 @@
           probe {:uprobe "bash" :symbol "readlin"} :not-found
           "has no function \"readlin\": did you mean readline?"
           probe {:uprobe "bash"} :invalid-value "A target :uprobe must have :symbol or :offset"
+          probe {:uprobe "/bin/true" :symbol "main"} :not-found
+          "its symbols are stripped; give :offset, an offset in the file"
+          many {:uprobe-multi "libc"} :invalid-value
+          "A target :uprobe-multi must have :symbols or :offsets"
+          many {:uprobe-multi "libc" :symbols "no_such_*"} :not-found "fits \"no_such_*\""
           clock {:perf-event {:type :softwar :frequency 1}} :invalid-value
           ":type must be a number or :software, :hardware or :raw, got :softwar"
           clock {:perf-event {:event :cpu-clok :frequency 1}} :invalid-value "did you mean :cpu-clock?"
@@ -779,7 +839,44 @@
           lookup {:sk-lookup "/proc/self/ns/mnt"} :invalid-value
           "\"/proc/self/ns/mnt\" must be a network namespace"
           tasks {:iter "task" :order :up} :invalid-value ":order must be")
+        (testing "cookies of many functions"
+          (let [{:keys [message] :bpfmap/keys [error]}
+                (error-of (link/attach many {:uprobe-multi "libc" :symbols ["malloc" "free"]}
+                                       {:cookie [1 2 3]}))]
+            (is (= :invalid-value error))
+            (is (str/includes? message ":cookie must have one value for each of the 2 functions"))))
+        (testing "several functions with one name"
+          (with-redefs [symbols/functions-named
+                        (fn [_ _] [{:name "f" :offset 64 :local true :old false}
+                                   {:name "f" :offset 128 :local true :old false}])]
+            (let [{:keys [message] :bpfmap/keys [error]}
+                  (error-of (link/attach probe {:uprobe "libc" :symbol "f"}))]
+              (is (= :ambiguous error))
+              (is (str/includes? message "give one of their offsets as :offset: 64 or 128")))))
+        (testing "tracefs that cannot be mounted"
+          (with-redefs-fn {#'tracefs/mount-points []}
+            #(linux/on-a-kernel-that-refuses
+              [{:call 430 :errno 38}] ; fsopen, ENOSYS
+              (fn []
+                (let [{:keys [message] :bpfmap/keys [error]}
+                      (error-of (link/attach point {:tracepoint "sched/sched_switch"}))]
+                  (is (= :not-supported error))
+                  (is (str/includes? message "tracefs is not mounted, and cannot be mounted: mount "))))))
+          (with-redefs-fn {#'tracefs/mount-points []}
+            #(.close ^Closeable (link/attach point {:tracepoint "sched/sched_switch"}))))
+        (is (str/includes? (:message (error-of (link/close 7)))
+                           "The link must be a result of attach or open, got 7"))
         (is (= before (fixture/open-descriptors)))))))
+
+(deftest preferred-functions
+  (testing "a name means the global function and its default version"
+    (are [functions offsets] (= offsets (map :offset (symbols/preferred functions)))
+      [{:offset 1 :local true :old false} {:offset 2 :local false :old false}] [2]
+      [{:offset 1 :local false :old true} {:offset 2 :local false :old false}] [2]
+      [{:offset 1 :local false :old false} {:offset 1 :local false :old false}] [1]
+      [{:offset 2 :local true :old false} {:offset 1 :local true :old false}] [1 2]
+      [{:offset 1 :local false :old true}] [1]
+      [] [])))
 
 ;; --- what not every kernel has
 
