@@ -25,6 +25,11 @@
 
 (defn- cpus [n] (vec (repeat (count (feature/possible-cpus)) n)))
 
+(defn- two-cpus
+  "The indices of two CPUs, or of the only one: a map has no more entries than there are CPUs."
+  []
+  (vec (take 2 (range (count (feature/possible-cpus))))))
+
 (defn- the [& fds] (mapv #(hash-map :fd (:fd %)) fds))
 
 (defn- closing [& makes]
@@ -133,8 +138,8 @@
     :keys [0 1] :values #(apply the %) :none 2 :reads cookie?}
    {:spec {:type :sockmap :value-size 4 :max-entries 2} :objects stream-sockets
     :keys [0 1] :values #(apply the %)}
-   {:spec {:type :cpumap :max-entries 2} :keys [0 1] :values [64 128] :none 2}
-   {:spec {:type :cpumap :value-size 8 :max-entries 2} :keys [0 1]
+   {:spec {:type :cpumap :max-entries 2} :keys (two-cpus) :values [64 128] :none 2}
+   {:spec {:type :cpumap :value-size 8 :max-entries 2} :keys (two-cpus)
     :values [{:qsize 64} {:qsize 128 :program nil}] :none 2
     :reads (fn [put read] (= {:qsize (:qsize put) :program nil} read))}
    {:spec {:type :xskmap :max-entries 2} :objects (closing objects/xdp-socket objects/xdp-socket)

@@ -4,7 +4,8 @@
             [bpfmap.exec.map-info :as map-info]
             [bpfmap.impl.host.holders :as holders]
             [bpfmap.impl.map-types :as map-types]
-            [bpfmap.impl.map.lifecycle :as lifecycle]))
+            [bpfmap.impl.map.lifecycle :as lifecycle]
+            [bpfmap.impl.waiting :as waiting]))
 
 (set! *warn-on-reflection* true)
 
@@ -45,28 +46,34 @@
       (list-maps {}) ;=> [{:id 12, :type :hash, :name \"counts\", … :pinned [] :held [{:pid 4711 :command \"agent\"}] :used-by []}]"
   [{:keys [count] :as options}]
   (let [{:keys [wanted] :as plan} (listing/plan "list" map-info/list-fields options)
-        entries? (wanted :entries)
-        fill? (wanted :fill)
-        held (when (wanted :held) (holders/held-maps))
-        owners (into []
-                     (keep (fn [[k of]] (when (wanted k) [k (of)])))
-                     [[:pinned #(map-info/pins :map)]
-                      [:held #(update-vals held :holders)]
-                      [:used-by map-info/users]])
-        row (fn [scanner {:keys [id] :as info}]
-              (map-info/ordered
-               info
-               (reduce (fn [row [k by-id]] (assoc row k (get by-id id [])))
-                       (cond-> {}
-                         entries? (assoc :entries
-                                         (entries info count
-                                                  #(lifecycle/entry-count scanner info)))
-                         (and fill? (map-info/ring? info)) (assoc :fill (map-info/fill info)))
-                       owners)))
-        maps (holders/maps {:brief (not-any? wanted [:memlock :frozen])
-                            :fdinfo-of #(:fdinfo (get held %))
-                            :row row})]
-    (with-meta (listing/rows plan maps) (meta maps))))
+        held? (wanted :held)
+        memory? (or (wanted :memlock) (wanted :frozen))
+        numbers (fn [scanner info]
+                  (cond-> {}
+                    (wanted :entries)
+                    (assoc :entries (entries info count #(lifecycle/entry-count scanner info)))
+                    (and (wanted :fill) (map-info/ring? info))
+                    (assoc :fill (map-info/fill info))))
+        ;; What this process has open, before it opens the maps for the list.
+        own (when held? (holders/own-objects))
+        read-maps (fn []
+                    [(holders/maps {:brief (or held? (not memory?))
+                                    :row (fn [scanner info] [info (numbers scanner info)])})
+                     (when (wanted :pinned) (map-info/pins :map))
+                     (when (wanted :used-by) (map-info/users))])
+        ;; The holders take as long to read as everything else. Their fdinfo has the memory of the
+        ;; maps, which is read afterwards for maps without a holder.
+        [held [maps pinned used]] (waiting/beside #(when held? (holders/held-maps own)) read-maps)
+        row (fn [[{:keys [id] :as info} numbers]]
+              (let [{:keys [holders fdinfo]} (get held id)]
+                (map-info/ordered
+                 info
+                 (cond-> numbers
+                   (and held? memory?) (holders/add-memory id fdinfo)
+                   held? (assoc :held (or holders []))
+                   pinned (assoc :pinned (get pinned id []))
+                   used (assoc :used-by (get used id []))))))]
+    (with-meta (listing/rows plan (mapv row maps)) (meta maps))))
 
 (defn tree
   "Returns the pins of every BPF file system, or below `:directory`, by path.

@@ -74,24 +74,28 @@
 (defn- lay-out
   "Returns columns with the texts of their cells, their width and alignment.
 
-  The heading is the first text."
+  `:texts` is an array, and its first text the heading."
   [columns rows]
-  (for [{:keys [title of align] of-value :cell :or {of-value cell} :as column} columns
-        :let [title (escape/escape-text title)]]
-    ;; A loop, as in print-columns: in a JVM that was just started, a list of thousands of maps
-    ;; would pay for the compilation of each further function.
-    (loop [rows (seq rows)
-           texts (transient [title])
-           width (max (long (:at-least column 0)) (.length title))
-           numbers? (some? rows)]
-      (if rows
-        (let [value (of (first rows))
-              ^String text (of-value value)]
-          (recur (next rows) (conj! texts text) (max width (.length text))
-                 (and numbers? (number? value))))
-        (let [align (or align (when numbers? :right))]
-          (cond-> (assoc column :texts (persistent! texts) :width width :align align)
-            (= :right align) (dissoc :least))))))) ; a cut number would be another number
+  (let [n (count rows)]
+    (for [{:keys [title of align] of-value :cell :or {of-value cell} :as column} columns
+          :let [title (escape/escape-text title)
+                texts (object-array (inc n))]]
+      ;; A loop over an array, as in print-columns: in a JVM that was just started, a list of
+      ;; thousands of maps would pay for the compilation of each further function.
+      (loop [i 1
+             rows (seq rows)
+             width (max (long (:at-least column 0)) (.length title))
+             numbers? (some? rows)]
+        (if rows
+          (let [value (of (first rows))
+                ^String text (of-value value)]
+            (aset texts i text)
+            (recur (inc i) (next rows) (max width (.length text))
+                   (and numbers? (number? value))))
+          (let [align (or align (when numbers? :right))]
+            (aset texts 0 title)
+            (cond-> (assoc column :texts texts :width width :align align)
+              (= :right align) (dissoc :least)))))))) ; a cut number would be another number
 
 (defn- whole-numbers
   "Returns the two ends of a cut text without parts of a cut number."
@@ -135,7 +139,7 @@
                (.setLength out 0)
                (dotimes [i (alength texts)]
                  (let [width (aget widths i)
-                       ^String text (nth (aget texts i) row)
+                       ^String text (aget ^objects (aget texts i) row)
                        ^String text (if (<= (.length text) width)
                                       text
                                       (cut text width (aget sides i)))
@@ -144,8 +148,11 @@
                    (if (aget right i)
                      (-> out (.append blanks 0 missing) (.append text))
                      (-> out (.append text) (.append blanks 0 missing)))))
-               (str/trimr (.toString out)))]
-    (mapv line (range (if (zero? (alength texts)) 0 (count (aget texts 0)))))))
+               (loop [end (.length out)]
+                 (if (and (pos? end) (= \space (.charAt out (dec end))))
+                   (recur (dec end))
+                   (.substring out 0 end))))]
+    (mapv line (range (if (zero? (alength texts)) 0 (alength ^objects (aget texts 0)))))))
 
 (defn table
   "Returns the lines of a table: a heading, and one line for each row.

@@ -8,7 +8,6 @@
             [bpfmap.exec.program-info :as program-info]
             [bpfmap.impl.edn-text :refer [edn-text]]
             [bpfmap.type :as type]
-            [clojure.pprint :as pprint]
             [clojure.string :as str]))
 
 (set! *warn-on-reflection* true)
@@ -109,8 +108,9 @@
 ;; --- types
 
 (defn- type-lines [type]
-  (binding [pprint/*print-right-margin* 78]
-    (str/split-lines (with-out-str (pprint/pprint type)))))
+  ;; Loaded on demand, because no other view needs it.
+  (with-bindings {(requiring-resolve 'clojure.pprint/*print-right-margin*) 78}
+    (str/split-lines (with-out-str ((requiring-resolve 'clojure.pprint/pprint) type)))))
 
 (defn- side-lines [side {:keys [type c size]}]
   (when type

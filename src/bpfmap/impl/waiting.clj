@@ -2,9 +2,9 @@
   "Waits that throw an error as data if the thread is interrupted.
 
   The interrupt status of the thread stays set. All waits of threads of the caller are in this
-  namespace."
+  namespace. Only [[result]] and [[beside]] wait in spite of an interrupt."
   (:require [bpfmap.error :as error])
-  (:import (java.util.concurrent CountDownLatch TimeUnit)))
+  (:import (java.util.concurrent CountDownLatch ExecutionException Future FutureTask TimeUnit)))
 
 (set! *warn-on-reflection* true)
 
@@ -49,3 +49,40 @@
       (ended? (CountDownLatch. 0) 20 :watch) ;=> true"
   [^CountDownLatch latch millis op]
   (waiting op (.await latch (long millis) TimeUnit/MILLISECONDS)))
+
+(defn result
+  "Returns the result of a future; throws its exception.
+
+  Waits in spite of interrupts.
+
+      (result (doto (FutureTask. (fn [] 1)) (.run))) ;=> 1"
+  [^Future future]
+  (loop [interrupted? false]
+    (let [x (try
+              (.get future)
+              (catch InterruptedException _ ::interrupted)
+              (catch ExecutionException e
+                (when interrupted? (.interrupt (Thread/currentThread)))
+                (throw (ex-cause e))))]
+      (if (identical? ::interrupted x)
+        (recur true)
+        (do (when interrupted? (.interrupt (Thread/currentThread)))
+            x)))))
+
+(defn beside
+  "Returns `[(f) (g)]`; calls f on another thread while g runs on this one.
+
+  Returns when both have ended, in spite of interrupts. Throws the exception of g, or else of f.
+
+      (beside #(holders) #(maps))"
+  [f g]
+  (let [task (FutureTask. ^Callable (bound-fn* f))]
+    (doto (Thread. task "bpfmap-beside")
+      (.setDaemon true)
+      (.start))
+    (let [y (try
+              (g)
+              (catch Throwable e
+                (try (result task) (catch Throwable _))
+                (throw e)))]
+      [(result task) y])))

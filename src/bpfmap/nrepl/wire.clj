@@ -5,11 +5,12 @@
   and editors interrupt sessions: the connection would be closed too. Therefore another thread
   writes, while the session waits. nREPL does not get the channel itself, because its writer of
   channels (in 1.0) takes a short write for a complete one."
-  (:require [nrepl.transport :as transport])
+  (:require [bpfmap.impl.waiting :as waiting]
+            [nrepl.transport :as transport])
   (:import (java.io BufferedInputStream BufferedOutputStream Closeable IOException)
            (java.nio.channels Channels SocketChannel)
-           (java.util.concurrent Callable ExecutionException ExecutorService Executors
-                                 Future RejectedExecutionException ThreadFactory)))
+           (java.util.concurrent Callable ExecutorService Executors RejectedExecutionException
+                                 ThreadFactory)))
 
 (set! *warn-on-reflection* true)
 
@@ -19,27 +20,13 @@
       (doto (Thread. runnable "bpfmap-nrepl-writer")
         (.setDaemon true)))))
 
-(defn- await-done
-  "Waits for another thread in spite of interrupts; throws its exception."
-  [^Future future]
-  (loop [interrupted? false]
-    (if (try
-          (.get future)
-          true
-          (catch InterruptedException _ false)
-          (catch ExecutionException e
-            (when interrupted? (.interrupt (Thread/currentThread)))
-            (throw (ex-cause e))))
-      (when interrupted? (.interrupt (Thread/currentThread)))
-      (recur true))))
-
 (defn- elsewhere
   "Calls f on another thread and waits for it."
   [^ExecutorService writer f]
-  (await-done (try
-                (.submit writer ^Callable f)
-                (catch RejectedExecutionException _
-                  (throw (IOException. "The connection is closed"))))))
+  (waiting/result (try
+                    (.submit writer ^Callable f)
+                    (catch RejectedExecutionException _
+                      (throw (IOException. "The connection is closed"))))))
 
 (defn over
   "Returns a transport of nREPL over a channel.

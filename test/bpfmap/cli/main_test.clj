@@ -97,11 +97,11 @@
 
 (deftest unknown-memory
   (testing "prints a dash if the kernel does not report the memory"
-    (with-redefs [holders/maps (fn [& _]
-                                 [{:id 1 :type 99 :name "" :key-size 4 :value-size 4
-                                   :max-entries 1
-                                   :flags #{1073741824}}])]
-      (is (= ["1" "99" "-" "4" "4" "-" "1" "-" "-" "-" "-" "0x40000000"]
+    (with-redefs [holders/maps (fn [{:keys [row]}]
+                                 [(row nil {:id 4294967295 :type 99 :name "" :key-size 4
+                                            :value-size 4 :max-entries 1
+                                            :flags #{1073741824}})])]
+      (is (= ["4294967295" "99" "-" "4" "4" "-" "1" "-" "-" "-" "-" "0x40000000"]
              (words (second (str/split-lines (:out (bpfmap "list"))))))))))
 
 ;; --- conditions, as a shell gives them

@@ -1,7 +1,7 @@
 (ns bpfmap.exec.host-test
   (:require [bpfmap.core :as bpf]
             [bpfmap.exec.host :as exec.host]
-            [bpfmap.fixture :refer [kernel-test]]
+            [bpfmap.fixture :as fixture :refer [kernel-test]]
             [bpfmap.impl.kernel.call :as call]
             [clojure.test :refer [is testing]])
   (:import (java.io Closeable)))
@@ -39,3 +39,24 @@
       (bpf/push! queue 1)
       (is (= [64 64] (listed-entries array)))
       (is (= [nil nil] (listed-entries queue)) "cannot be counted"))))
+
+(kernel-test list-has-memory-and-holders
+  (let [spec {:type :hash :key :u32 :value :u64 :max-entries 64}
+        pin (fixture/new-pin)
+        row (fn [id options] (first (filter #(= id (:id %)) (exec.host/list-maps options))))
+        this (.pid (java.lang.ProcessHandle/current))]
+    (with-open [held ^Closeable (bpf/create (assoc spec :freeze true))]
+      (let [pinned (with-open [m ^Closeable (bpf/create spec)] (bpf/info (bpf/pin! m pin)))
+            held (bpf/info held)]
+        (doseq [[pids info] [[[this] held] [[] pinned]]]
+          (testing (pr-str pids)
+            ;; The list opens each map meanwhile, which does not make this process a holder.
+            (dotimes [_ 5]
+              (let [found (row (:id info) {})]
+                (is (= (dissoc info :key :value :types) (select-keys found (keys info))))
+                (is (= pids (map :pid (:held found))))))
+            (testing "with some columns"
+              (is (= (select-keys info [:memlock :id])
+                     (row (:id info) {:columns [["memlock"] ["id"]]}))))))
+        (with-open [m ^Closeable (bpf/open pin)]
+          (bpf/unpin! m))))))

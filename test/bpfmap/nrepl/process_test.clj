@@ -65,13 +65,15 @@
   [(str (System/getProperty "java.home") "/bin/java") "--enable-native-access=ALL-UNNAMED"
    "-cp" (System/getProperty "java.class.path") "clojure.main" "-m" "bpfmap.nrepl.server"])
 
-(defn- start
+(defn- start-command
   "Starts a server and waits for its output; returns the process and the line."
-  [& args]
-  (let [^List command (vec (concat command args))
-        process (.start (doto (ProcessBuilder. command) (.redirectError (File. "/dev/null"))))
+  [^List command]
+  (let [process (.start (doto (ProcessBuilder. command) (.redirectError (File. "/dev/null"))))
         reader (io/reader (.getInputStream process))]
     [process (.readLine ^java.io.BufferedReader reader)]))
+
+(defn- start [& args]
+  (start-command (vec (concat command args))))
 
 (defn- ended [^Process process]
   (when (.waitFor process 60 TimeUnit/SECONDS)
@@ -114,3 +116,27 @@
         (finally
           (.destroyForcibly killed)
           (run! #(.delete ^File %) (reverse (file-seq home))))))))
+
+(deftest socket-of-any-bytes
+  (testing "in the C locale, at a path that is neither ASCII nor UTF-8, server and client meet"
+    (let [home (fixture/temporary-directory)
+          ;; Java could not pass such an argument
+          script (fn [& more]
+                   (str "socket=$(printf '%s/own/caf\\303\\251\\377.sock' '" home "'); "
+                        "export LC_ALL=C; exec "
+                        (str/join " " (map #(str "'" % "'") command))
+                        (str/join (map #(str " " %) more)) " --socket \"$socket\""))
+          [^Process server line] (start-command ["bash" "-c" (script)])]
+      (try
+        (is (= (str "nREPL server started on socket nrepl+unix:" home "/own/caf%C3%A9%FF.sock")
+               line))
+        (let [{:keys [exit out]} (fixture/run ["bash" "-c" (str "printf '(+ 1 2)\\n' | ( "
+                                                               (script "--connect") " )")])]
+          (is (= 0 exit))
+          (is (str/includes? out "user=> 3\n")))
+        (.destroy server)
+        (is (= 143 (ended server)))
+        (is (= [".lock"] (map #(subs % (- (count %) 5)) (.list (io/file home "own")))))
+        (finally
+          (.destroyForcibly server)
+          (fixture/run ["rm" "-r" (str home)]))))))

@@ -98,18 +98,15 @@
 
   Calls `(skipped id e)` for each map that cannot be opened. Options are those of [[maps]]."
   ([op skipped] (map-infos op skipped nil))
-  ([op skipped {:keys [brief fdinfo-of row]}]
+  ([op skipped {:keys [brief row]}]
    (kernel.map/scan {:op op}
-                    {:skipped skipped
-                     :fdinfo-of (when-not brief (or fdinfo-of (constantly nil)))
-                     :row (or row (fn [_ info] info))})))
+                    {:skipped skipped, :brief brief, :row (or row (fn [_ info] info))})))
 
 (defn maps
   "Returns the infos of all maps, by ascending id.
 
   Options: `:brief`, true to leave out `:memlock` and `:frozen`, which are in a file for each map;
-  `:fdinfo-of`, a function from an id to the `Fdinfo` of a holder, if there is one; `:row`, a
-  function of a scanner that has the map open and of the info, which returns the element."
+  `:row`, a function of a scanner that has the map open and of the info, which returns the element."
   ([] (maps nil))
   ([options]
    (with-skipped
@@ -311,35 +308,67 @@
           (for [{:keys [holds] :as process} (all-holders), {:keys [kind id]} holds]
             [[kind id] (dissoc process :holds)])))
 
+(defn- this-process ^long []
+  (.pid (java.lang.ProcessHandle/current)))
+
+(defn own-objects
+  "Returns the BPF objects that this process has open, each as a `Fdinfo`.
+
+  Empty if its files in /proc cannot be read."
+  []
+  (try
+    (procfs/objects (this-process))
+    (catch IOException _ [])))
+
 (defn held-maps
   "Returns the maps that processes have open, by id.
 
-  Each is `{:holders [{:pid :command}], :fdinfo Fdinfo}`, with the fdinfo of one of them."
-  []
-  (let [add (fn [holder held ^Fdinfo object]
-              (let [id (.-id object)
-                    known (get held id)]
-                (cond
-                  (not= "map" (.-kind object)) held
-                  (nil? known) (assoc! held id {:holders [holder] :fdinfo object})
-                  (identical? holder (peek (:holders known))) held ; by another descriptor
-                  :else (assoc! held id (update known :holders conj holder)))))]
-    (persistent! (reduce (fn [held [holder objects]] (reduce #(add holder %1 %2) held objects))
-                         (transient {})
-                         (for-processes
-                          (fn [pid]
-                            (when-let [objects (seq (procfs/objects pid))]
-                              [{:pid pid :command (procfs/command pid)} objects])))))))
+  Each is `{:holders [{:pid :command}], :fdinfo Fdinfo}`, with the fdinfo of one of them. `own` is
+  the result of [[own-objects]], from before the caller opens maps on another thread."
+  ([] (held-maps (own-objects)))
+  ([own]
+   (let [this (this-process)
+         add (fn [holder held ^Fdinfo object]
+               (let [id (.-id object)
+                     known (get held id)]
+                 (cond
+                   (not= "map" (.-kind object)) held
+                   (nil? known) (assoc! held id {:holders [holder] :fdinfo object})
+                   (identical? holder (peek (:holders known))) held ; by another descriptor
+                   :else (assoc! held id (update known :holders conj holder)))))]
+     (persistent! (reduce (fn [held [holder objects]] (reduce #(add holder %1 %2) held objects))
+                          (transient {})
+                          (for-processes
+                           (fn [pid]
+                             (when-let [objects (seq (if (= pid this) own (procfs/objects pid)))]
+                               [{:pid pid :command (procfs/command pid)} objects]))))))))
+
+(defn add-memory
+  "Adds `:memlock` and `:frozen` of a map to a row.
+
+  Reads them from the fdinfo of a holder, or opens the map if `fdinfo` is nil. Leaves out fields
+  that cannot be read, for example if the map no longer exists.
+
+      (add-memory {} 12 nil) ;=> {:memlock 2304, :frozen false}"
+  [row id ^Fdinfo fdinfo]
+  (if fdinfo
+    (let [memlock (.-memlock fdinfo)
+          frozen (.-frozen fdinfo)]
+      (cond-> row
+        (not (neg? memlock)) (assoc :memlock memlock)
+        (not (neg? frozen)) (assoc :frozen (== 1 frozen))))
+    (let [ctx {:op :list}]
+      (try
+        (with-open [fd (kernel.map/open-id id :read-only ctx)]
+          (into row (select-keys (kernel.map/info fd ctx) [:memlock :frozen])))
+        (catch ExceptionInfo _ row)))))
 
 (defn own-descriptors
   "Returns how many descriptors of a map this process has.
 
   Returns 0 if its files in /proc cannot be read."
   [id]
-  (try
-    (count (filter #(and (= :map (kind-of %)) (= id (.-id ^Fdinfo %)))
-                   (procfs/objects (.pid (java.lang.ProcessHandle/current)))))
-    (catch IOException _ 0)))
+  (count (filter #(and (= :map (kind-of %)) (= id (.-id ^Fdinfo %))) (own-objects))))
 
 (defn programs-using
   "Returns the infos of the programs that use a map."

@@ -3,7 +3,7 @@
   (:require [bpfmap.impl.kernel.call :as call]
             [bpfmap.impl.kernel.procfs :as procfs]
             [bpfmap.impl.map-types :as map-types])
-  (:import (bpfmap.sys Abi Attr Bytes ErrnoException Fd Fdinfo Info MapScanner)
+  (:import (bpfmap.sys Abi Attr Bytes ErrnoException Fd Info MapScanner)
            (clojure.lang ExceptionInfo PersistentArrayMap)
            (java.lang.foreign MemorySegment)
            (java.util Arrays)))
@@ -199,23 +199,18 @@
 (defn scan
   "Opens all maps one after the other; returns a vector of `(row scanner info)`.
 
-  By ascending id. `scanner` has the map open during the call. `(skipped id e)` is called for a map that cannot be
-  opened. `fdinfo-of` returns what is known about an id from the fdinfo of a holder, or nil;
-  without it the infos have neither `:memlock` nor `:frozen`."
-  [ctx {:keys [skipped fdinfo-of row]}]
+  By ascending id. `scanner` has the map open during the call. `(skipped id e)` is called for a map
+  that cannot be opened. With `brief`, the infos have neither `:memlock` nor `:frozen`."
+  [ctx {:keys [skipped brief row]}]
   (try
     (with-open [scanner (MapScanner.)]
       (let [ids (ids scanner ctx)
             info (fn []
-                   (let [memory (.-info scanner)
-                         ^Fdinfo fdinfo (when fdinfo-of
-                                          (fdinfo-of (call/u32 memory Info/MAP_ID)))]
-                     (cond
-                       fdinfo (from-info memory (.-memlock fdinfo) (.-frozen fdinfo))
-                       fdinfo-of (let [text (procfs/fdinfo-text (.number scanner))]
-                                   (from-info memory (number-in text "memlock")
-                                              (number-in text "frozen")))
-                       :else (from-info memory -1 -1))))]
+                   (if brief
+                     (from-info (.-info scanner) -1 -1)
+                     (let [text (procfs/fdinfo-text (.number scanner))]
+                       (from-info (.-info scanner) (number-in text "memlock")
+                                  (number-in text "frozen")))))]
         (loop [i 0 found (transient [])]
           (if (< i (alength ids))
             (let [id (Integer/toUnsignedLong (aget ids i))

@@ -191,7 +191,10 @@
       (arguments [\"put\" \"m\" \"1\" \"caf\uFFFD\uFFFD\"]) ;=> [\"put\" \"m\" \"1\" \"café\"]"
   [words]
   (let [given (try
-                (take-last (count words) (split-at-nuls (read-bytes "/proc/self/cmdline")))
+                ;; Not read-bytes, which would wait until the C library is linked: the command line
+                ;; reads its arguments meanwhile.
+                (take-last (count words)
+                           (split-at-nuls (Files/readAllBytes (path "/proc/self/cmdline"))))
                 (catch java.io.IOException _ nil))
         same? (fn [word ^bytes bytes]
                 (or (some neg? bytes) (= word (String. bytes StandardCharsets/US_ASCII))))]
