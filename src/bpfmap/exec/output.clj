@@ -226,7 +226,9 @@
     (mapv (fn [[k v]] (str (pad (cell k) width :left) "  " (cell v))) pairs)))
 
 (def format-1dp
-  "Returns a number with one digit after the point; see `bpfmap.impl.display.amount`."
+  "Returns a number with one digit after the point.
+
+  See `bpfmap.impl.display.amount`."
   amount/format-1dp)
 
 (def human-size
