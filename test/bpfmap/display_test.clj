@@ -8,6 +8,7 @@
             [bpfmap.impl.kernel.clock :as clock]
             [bpfmap.impl.kernel.procfs :as procfs]
             [bpfmap.programs :as programs]
+            [clojure.java.io :as io]
             [clojure.string :as str]
             [clojure.test :refer [are deftest is testing]])
   (:import (java.lang ProcessHandle)
@@ -182,6 +183,91 @@
       (is (= name (shown :ksym :u64 n)))
       (is (= [(str name "+0x1a") name] (shown :ksym [:array :u64 2] [(+ 26 n) n]))))))
 
+(kernel-test v2-without-privileges
+  (testing "what an unprivileged user cannot read is shown as the number, with the reason"
+    (when (= "0" (str/trim (String. (procfs/read-bytes "/proc/sys/kernel/kptr_restrict"))))
+      (is (= "0xffffffff81000010 (kernel symbols are hidden)"
+             (fixture/unprivileged #(shown :ksym :u64 0xffffffff81000010)))))
+    (is (= "0x480e (the memory of process 1 cannot be read)"
+           (fixture/unprivileged #(shown [:usym 1] :u64 0x480e))))))
+
+;; --- programs of other processes
+
+(defn- mapping-of
+  "Returns the first address of the code of a file in a process."
+  [pid file-name]
+  (some #(when-let [[_ start] (re-find #"^([0-9a-f]+)-\S+ r-xp \S+ \S+ \S+ +(\S+)" %)]
+           (when (str/includes? % file-name) (Long/parseUnsignedLong start 16)))
+        (str/split-lines (proc (str pid "/maps")))))
+
+(defn- with-process
+  "Calls f with a pid while the command runs, as soon as it has mapped its libraries."
+  [command f]
+  (let [process (.start (ProcessBuilder. ^java.util.List command))]
+    (try
+      (loop [n 200]
+        (when (and (pos? n) (not (str/includes? (proc (str (.pid process) "/maps")) "libc")))
+          (Thread/sleep 10)
+          (recur (dec n))))
+      (f (.pid process))
+      (finally
+        (.destroyForcibly process)
+        (.waitFor process)))))
+
+(kernel-test v2-deleted-file
+  (testing "a program whose file was deleted is still read"
+    (let [dir (fixture/temporary-directory)
+          file (io/file dir "sleeper")]
+      (try
+        (io/copy (io/file (fixture/executable "sleep")) file)
+        (.setExecutable file true)
+        (with-process [(str file) "30"]
+          (fn [pid]
+            (let [address (mapping-of pid "sleeper")
+                  before (shown [:usym pid] :u64 address)]
+              (.delete file)
+              (is (str/includes? (proc (str pid "/maps")) "sleeper (deleted)"))
+              (is (= before (shown [:usym pid] :u64 address)))
+              (is (re-find #"sleeper" before)))))
+        (finally
+          (.delete file)
+          (.delete dir))))))
+
+(kernel-test v2-symbols-of-a-program
+  (testing "a local function is named if the file has its symbols, and by build id if it is stripped"
+    (if-not (and (fixture/executable "gcc") (fixture/executable "strip"))
+      (fixture/skip! "gcc is not installed")
+      (let [dir (fixture/temporary-directory)
+            source (io/file dir "waits.c")
+            file (str (io/file dir "waits"))
+            run-it #(is (= 0 (:exit (fixture/run %))))
+            address-of (fn [pid]
+                         ;; The program prints the address of its function.
+                         (loop []
+                           (let [text (slurp (io/file dir "out"))]
+                             (if (str/ends-with? text "\n")
+                               (Long/decode (str/trim text))
+                               (recur)))))
+            shown-in (fn [pattern]
+                       (spit (io/file dir "out") "")
+                       (with-process ["sh" "-c" (str "exec " file " > " (io/file dir "out"))]
+                         (fn [pid]
+                           (is (re-matches pattern
+                                           (shown [:usym pid] :u64
+                                                  (+ 1 (long (address-of pid)))))))))]
+        (try
+          (spit source (str "#include <stdio.h>\n#include <unistd.h>\n"
+                            "static __attribute__((noinline)) int waits(void) "
+                            "{ return pause() + 1; }\n"
+                            "int main(void) { printf(\"%p\\n\", (void *) waits); fflush(stdout); "
+                            "return waits(); }\n"))
+          (run-it ["gcc" "-O1" "-Wl,--build-id" "-o" file (str source)])
+          (shown-in #"waits\+0x1 \(waits\)")
+          (run-it ["strip" file])
+          (shown-in #"waits\+0x[0-9a-f]+ \(build id [0-9a-f]{40}\)")
+          (finally
+            (run! #(.delete ^java.io.File %) (reverse (file-seq dir)))))))))
+
 (defn- user-stack
   "Calls f with a map of stacks and a stack of this process in it."
   [spec f]
@@ -206,7 +292,11 @@
           (is (= (str "build id 0101010101010101010101010101010101010101+0x20 "
                       "(no process has the file mapped)")
                  (first (second (show [1 [{:status :valid :offset 32
-                                           :build-id (bytes/->bytes (repeat 20 1))}]]))))))))
+                                           :build-id (bytes/->bytes (repeat 20 1))}]])))))
+          (testing "an offset beyond every file names no function"
+            (is (re-find #"^libc\.so\S*\+0xffffffffffffffff \(build id [0-9a-f]{40}\)$"
+                         (first (second (show [1 [(assoc (first stack) :offset
+                                                         18446744073709551615N)]])))))))))
     (testing "and the kernel's frames are functions of the kernel"
       (with-open [m ^java.io.Closeable (bpf/create {:type :stack-trace :max-entries 64})]
         (let [stack (bpf/lookup m (first (programs/record-stacks m)))

@@ -96,7 +96,8 @@
     :text ["KEY is written as dump prints it, in a table, EDN or JSON: 7, 10.0.0.1 or '{src"
            "\"10.0.0.1\" port 443}'. Hexadecimal bytes work too: '0a 00 00 01'. Write --"
            "before a KEY that begins with a dash. For a queue or stack, omit KEY: the next"
-           "value is printed. For a bloom filter, prints maybe or no."]
+           "value is printed. For a bloom filter, prints maybe or no. `bpfmap help dump`"
+           "lists the hints of --as."]
     :examples [{:ref "flows" :key {:src "10.0.0.1" :port 443}} {:ref "blocked" :key "10.0.0.1"}]
     :fn 'bpfmap.exec.reading/get-entry :view 'bpfmap.exec.views/entry}
    {:name "hist" :group "Read a map" :args [:ref]
@@ -108,7 +109,9 @@
     :text ["A map has buckets if its values are arrays of counts, or if its key, or the"
            "field --bucket of the key, is the number of a bucket. Bucket n counts values"
            "from 2^n. bcc and bpftrace number buckets differently: select that with"
-           "--slots."]
+           "--slots. Hints of --as, which `bpfmap help dump` lists, are for keys in titles,"
+           "and for the limits of buckets: name the field that is counted, or that has the"
+           "buckets."]
     :examples [{:ref "hists" :unit "usecs"} {:ref "flows" :field "bytes"}
                {:ref "sizes" :linear 100}]
     :fn 'bpfmap.exec.hist/hist :view 'bpfmap.exec.views/histograms}
@@ -125,7 +128,8 @@
            "given. If the output is not a terminal, prints the changes at every interval."
            "Does not keep the map alive: if the map disappears, or its pin is removed or"
            "replaced, watch reports that. With --follow, watch continues with the map that"
-           "replaced it at the same pin path or under the same name."]
+           "replaced it at the same pin path or under the same name. `bpfmap help dump`"
+           "lists the hints of --as."]
     :examples [{:ref "flows"} {:ref "flows" :interval 0.5 :sort "-per-second.bytes" :limit 10}
                {:ref "/sys/fs/bpf/flows" :follow true}]
     :fn 'bpfmap.exec.watch/watch :run true}
@@ -143,7 +147,8 @@
            "the events. --steal always takes them, --from always copies."
            "Write TYPE as for dump, or as the name of a struct in the BTF of a program that"
            "writes to the map: a ring buffer has no type of its own. Without TYPE, events"
-           "are printed as bytes, and structs of that size are suggested."]
+           "are printed as bytes, and structs of that size are suggested. --as requires"
+           "TYPE; `bpfmap help dump` lists its hints."]
     :examples [{:ref "events" :value-type "event" :where ["comm~^ssh"]}
                {:ref "events" :value-type [:struct [:pid :u32] [:comm [:string 16]]] :limit 10}
                {:ref 12 :from :now :seconds 5}]
@@ -154,7 +159,8 @@
     :rows? true
     :doc "Show what changed over time, or since a map was saved"
     :text ["OLD and NEW are maps, or files of saved maps, whose names end in .edn. Without"
-           "NEW, reads OLD twice, --seconds apart."]
+           "NEW, reads OLD twice, --seconds apart. `bpfmap help dump` lists the hints of"
+           "--as."]
     :examples [{:old "flows" :seconds 10} {:old "/root/flows.edn" :new "flows"}]
     :fn 'bpfmap.exec.diff/diff :view 'bpfmap.exec.views/diff}
 

@@ -153,7 +153,8 @@
   Without a function, it is the offset with the build id, by which the function can be found
   elsewhere."
   [{:keys [elf build-id function-at]} file-name offset]
-  (let [found (some-> (elf/offset->address elf offset) function-at)]
+  (let [found (when (int? offset) ; the kernel may report one beyond every file
+                (some-> (elf/offset->address elf offset) function-at))]
     (if found
       (str (with-distance (:name found) (:offset found)) " (" file-name ")")
       (str file-name "+" (text/hex offset nil) (when build-id (str " (build id " build-id ")"))))))
