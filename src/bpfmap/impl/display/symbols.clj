@@ -26,17 +26,18 @@
   The kernel reports no sizes, and no function of it is longer than this."
   (* 64 1024))
 
-(defn- line-ends
-  "Returns the offsets of the newlines in bytes."
+(defn- line-starts
+  "Returns the offsets of the lines in bytes that end with a newline."
   ^ints [^bytes all]
-  (let [n (areduce all i n 0 (if (= 10 (aget all i)) (inc n) n))
-        ends (int-array n)]
-    (loop [i 0 found 0]
+  (let [n (long (areduce all i n 0 (if (= 10 (aget all i)) (inc n) n)))
+        starts (int-array n)]
+    (loop [i 0 from 0 found 0]
       (when (< found n)
         (if (= 10 (aget all i))
-          (do (aset ends found i) (recur (inc i) (inc found)))
-          (recur (inc i) found))))
-    ends))
+          (do (aset starts found (int from))
+              (recur (inc i) (inc i) (inc found)))
+          (recur (inc i) from found))))
+    starts))
 
 (defn- hex-at
   "Returns the 16 hexadecimal digits at an offset as a number, or 0."
@@ -52,25 +53,27 @@
 (defn- kernel-table
   "Returns the symbols of the kernel, sorted by address.
 
-  Lines without a kernel address are left out. Their address is zero if the kernel hides it, or an
-  offset into the memory of a CPU."
+  They are the bytes of the file, the addresses, and where their lines start. Lines without an
+  address in the kernel are left out: it is zero if the kernel hides it, or an offset into the
+  memory of a CPU."
   [^bytes all]
-  (let [ends (line-ends all)
-        start-of (fn [^long i] (if (zero? i) 0 (inc (aget ends (dec i)))))
-        addresses (long-array (map #(hex-at all (start-of %)) (range (alength ends))))
-        ;; The file is nearly sorted, which sorting makes use of.
-        kept (sort-by #(aget addresses (int %))
-                      (filter #(neg? (aget addresses (int %))) (range (alength ends))))]
+  (let [starts (line-starts all)
+        addresses (long-array (alength starts))
+        _ (dotimes [i (alength starts)]
+            (aset addresses i (hex-at all (aget starts i))))
+        kept (object-array (filter #(neg? (aget addresses (int %))) (range (alength starts))))]
+    ;; The file is nearly sorted, which makes this quick.
+    (Arrays/sort kept (comparator #(< (aget addresses (int %1)) (aget addresses (int %2)))))
     {:bytes all
      :addresses (long-array (map #(aget addresses (int %)) kept))
-     :starts (int-array (map start-of kept))
-     :ends (int-array (map #(aget ends (int %)) kept))}))
+     :starts (int-array (map #(aget starts (int %)) kept))}))
 
 (defn- symbol-at
   "Returns the name and the module, or nil, of the symbol on a line."
-  [{:keys [^bytes bytes ^ints starts ^ints ends]} i]
+  [{:keys [^bytes bytes ^ints starts]} i]
   (let [from (+ 19 (aget starts (int i))) ; 16 digits, a blank, the type, a blank
-        line (String. bytes (int from) (int (- (aget ends (int i)) from)) StandardCharsets/UTF_8)]
+        end (loop [end from] (if (= 10 (aget bytes end)) end (recur (inc end))))
+        line (String. bytes (int from) (int (- end from)) StandardCharsets/UTF_8)]
     (str/split line #"\t" 2)))
 
 (defn- read-kernel-table []
