@@ -152,7 +152,7 @@
       :netfilter :EAFNOSUPPORT {} :not-supported "no netfilter for that family"
       :sockmap :EBUSY {} :busy "has a program with this attach type already"
       :struct-ops :EEXIST {} :exists "a struct with the same name is registered already"
-      :iter :EINVAL {} nil "")))
+      :iter :EBUSY {} nil "")))
 
 (deftest table-is-complete
   (testing "every kind has what functions read"
@@ -533,7 +533,7 @@
       (when (since/has? [:target :uprobe-multi])
         (check :kprobe {:uprobe-multi "libc" :symbols ["malloc" "free"]} links/run-child
                :expected-attach-type :trace-uprobe-multi))
-      (when (since/has? [:cookie :raw-tracepoint])
+      (when (since/has? [:cookie :raw-tracepoint] [:cookie :tp-btf])
         (check :raw-tracepoint {:raw-tracepoint "sched_switch"} #(Thread/sleep 1))
         (check :tracing {:tp-btf "sched_switch"} #(Thread/sleep 1)
                :expected-attach-type :trace-raw-tp
@@ -750,8 +750,13 @@
                   l (link/attach p {:iter "bpf_map_elem" :map m})]
         (is (= 3 (count (into [] (link/lines l)))))
         (is (= {:type :iter :target "bpf_map_elem" :map-id (:id (bpf/info m))} (info-of-kind l)))
-        (is (str/includes? (:message (error-of (link/attach p {:iter "bpf_map_elem" :map 7})))
-                           ":map must be an open map, got 7")))
+        (with-open [queue (bpf/create {:type :queue :value :u64 :max-entries 2})]
+          (are [target words] (let [{:keys [message]
+                                     :bpfmap/keys [error]} (error-of (link/attach p target))]
+                                (and (= :invalid-value error) (str/includes? message words)))
+            {:iter "bpf_map_elem" :map 7} ":map must be an open map, got 7"
+            {:iter "bpf_map_elem"} "this iterator requires :map, the open map"
+            {:iter "bpf_map_elem" :map queue} "this iterator does not accept the map")))
       (when (since/has? [:kernel :iterators-of-one-task])
         (with-open [p (links/iterator "task" (links/seq-writing (links/text "a task\n\n")))
                     one (link/attach p {:iter "task" :tid (linux/call "gettid")})

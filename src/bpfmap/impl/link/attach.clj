@@ -64,15 +64,16 @@
 (defn- tracing
   "Attaches a program that was loaded for its function.
 
-  Without a cookie it is done as before Linux 5.18."
-  [{:keys [options row type] :as request}]
+  Without a cookie it is done as before Linux 5.19. So it is for a tracepoint with a cookie: before
+  Linux 6.10, BPF_LINK_CREATE ignores the cookie, while BPF_RAW_TRACEPOINT_OPEN refuses it."
+  [{:keys [options row type kind] :as request}]
   (let [cookie (:cookie options)]
     [(create request
-             (if cookie
+             (if (and cookie (not= :tp-btf kind))
                {:form :tracing
                 :attach-type (attach-number (first (get-in row [:programs type])))
                 :values {:cookie cookie}}
-               {:form :raw-tracepoint :values {}}))]))
+               {:form :raw-tracepoint :values {:cookie cookie}}))]))
 
 (defn- opened
   "Calls f with a descriptor of a file, directory or number; closes it afterwards."

@@ -124,7 +124,7 @@
           :meaning (str what "; the function is chosen when the program is loaded")
           :form :tracing
           :programs {:tracing [attach-type]}
-          :cookie "5.18"
+          :cookie "5.19"
           :since "5.5"
           :config "CONFIG_DYNAMIC_FTRACE_WITH_DIRECT_CALLS"
           :sections sections}
@@ -235,7 +235,8 @@
                :ESRCH [:not-found "the process of :pid does not exist"]}}
 
    :tp-btf
-   (of-function :trace-raw-tp {"tp_btf" {}} "a tracepoint, with typed arguments" :config nil)
+   (of-function :trace-raw-tp {"tp_btf" {}} "a tracepoint, with typed arguments"
+                :config nil :cookie "6.10")
    :fentry
    (of-function :trace-fentry {"fentry" {} "fentry.s" {}} "the start of a kernel function")
    :fexit
@@ -258,7 +259,11 @@
                   "of object is chosen when the program is loaded")
     :programs {:tracing [:trace-iter]}
     :since "5.8"
-    :sections {"iter" {} "iter.s" {}}}
+    :sections {"iter" {} "iter.s" {}}
+    :refusals {:EBADF [:invalid-value (str "this iterator requires :map, the open map whose "
+                                           "elements it visits")]
+               :EINVAL [:invalid-value (str "this iterator does not accept the map, or the "
+                                            "parameters that the target has")]}}
 
    :xdp
    {:value interface :keys {:mode (one-of (keys xdp-modes))} :form :device
