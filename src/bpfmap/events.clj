@@ -229,7 +229,8 @@
   | `:overtaken` `:missed` | of a peek: how often the producer was faster, and the bytes skipped |
 
   For a map, there are only `:fill`, `:capacity` and `:busy`. Nothing is consumed. A closed reader
-  has its counters only. A [[writer]] has `:events`, `:bytes`, `:discarded`, `:fill`, `:capacity`,
+  has its counters only. While a call uses a reader, the counters of a ring may lag by the events of
+  its current pass over the ring. A [[writer]] has `:events`, `:bytes`, `:discarded`, `:fill`, `:capacity`,
   and `:reserved`, the number of reservations that are neither committed nor discarded.
 
       (stats r) ;=> {:events 2, :bytes 40, :discarded 0, :lost 0, :fill 0, :capacity 4096}

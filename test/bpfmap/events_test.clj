@@ -837,13 +837,12 @@
 
 (defn- drain-fake [{:keys [^EventSource source]}]
   (let [seen (volatile! [])]
-    (.drain source (reify EventSource$Handler
-                     (accept [_ memory offset length]
-                       (vswap! seen conj
-                               (mapv #(.get memory ValueLayout/JAVA_BYTE
-                                            (+ offset (long %)))
-                                     (range (min length 8))))
-                       true))
+    (.drain source
+            (reify EventSource$Handler
+              (accept [_ event]
+                (vswap! seen conj (into [] (take 8) (.copyFrom event 0)))
+                true))
+            (AtomicBoolean.)
             Integer/MAX_VALUE)
     @seen))
 

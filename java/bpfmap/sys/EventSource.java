@@ -1,6 +1,7 @@
 package bpfmap.sys;
 
-import java.lang.foreign.MemorySegment;
+import java.util.List;
+import java.util.concurrent.atomic.AtomicBoolean;
 
 /**
  * A stream of records that the kernel writes: a ring buffer, or one CPU's part of a perf event
@@ -11,97 +12,132 @@ import java.lang.foreign.MemorySegment;
  * {@link #drain}; the reader ensures that. Any thread may read the counters, which may lag behind
  * a pass in progress on another thread.
  *
- * <p>A source maps memory and may hold a descriptor. {@link #close} gives both back, and must not
- * run during {@code drain}.
+ * <p>A source owns mapped memory and may own a descriptor. {@link #close} gives both back, and must
+ * not run during {@code drain}.
  */
-public interface EventSource extends AutoCloseable {
+public abstract class EventSource implements AutoCloseable {
 
-    /** Receives the payload of each event. */
+    /** Receives each event. */
     @FunctionalInterface
-    interface Handler {
+    public interface Handler {
         /**
-         * Uses one event. Its memory is valid only during this call: afterwards the kernel may
-         * write there. If this throws, the event still counts as used.
+         * Uses one event. It is valid only during this call: afterwards the kernel may write there.
+         * If this throws, the event still counts as used.
          *
-         * @param memory native memory with the payload; may be all addresses of this process
-         * @param offset where the payload begins, a multiple of four
-         * @param length size of the payload in bytes
          * @return false to end the pass after this event
          */
-        boolean accept(MemorySegment memory, long offset, int length);
+        boolean accept(RawEvent event);
+    }
+
+    final long size;
+    long events;
+    long bytes;
+    long discarded;
+    long lost;
+    long overtaken;
+    long missed;
+    boolean busy;
+
+    private final Fd fd;
+    private final List<MappedMemory> mappings;
+
+    /**
+     * Takes ownership of mappings and of a descriptor.
+     *
+     * @param size size of the data in bytes, a power of two
+     * @param fd the descriptor to wait for; null for none
+     */
+    EventSource(long size, Fd fd, MappedMemory... mappings) {
+        this.size = size;
+        this.fd = fd;
+        this.mappings = List.of(mappings);
     }
 
     /**
      * Passes each event that is there now to the handler, and gives its place back. A pass is
      * bounded: it reads what was committed when it began, and never waits.
      *
+     * @param halt ends the pass after the current event, when another thread sets it
      * @param limit the most events to pass on
      * @return the number of events passed on
      * @throws CorruptEventsException if positions or headers are invalid; the source stays where
      *     it is
      */
-    int drain(Handler handler, int limit);
-
-    /**
-     * Returns true if the last pass ended at a record that a producer has reserved but not
-     * committed. The records behind it have to wait.
-     */
-    boolean isBusy();
+    public abstract int drain(Handler handler, AtomicBoolean halt, int limit);
 
     /**
      * Returns true if a pass may find something now. A cheap look without a system call; a busy
      * record counts.
      */
-    boolean isReady();
+    public abstract boolean isReady();
+
+    /** Returns the number of bytes in use now, headers included. */
+    public abstract long fill();
 
     /**
      * Returns the position of the next record if it is reserved but not committed now, otherwise a
      * negative number. Any thread may call it.
      */
-    default long busyPosition() {
+    public long busyPosition() {
         return -1;
     }
 
+    /**
+     * Returns true if the last pass ended at a record that a producer has reserved but not
+     * committed. The records behind it have to wait.
+     */
+    public final boolean isBusy() {
+        return busy;
+    }
+
     /** Returns the number of events passed on so far. */
-    long events();
+    public final long events() {
+        return events;
+    }
 
     /** Returns the number of bytes in the payloads passed on so far. */
-    long bytes();
+    public final long bytes() {
+        return bytes;
+    }
 
     /** Returns the number of discarded records that were skipped so far. */
-    default long discarded() {
-        return 0;
+    public final long discarded() {
+        return discarded;
     }
 
     /** Returns the number of records that the kernel reported as lost so far. */
-    default long lost() {
-        return 0;
+    public final long lost() {
+        return lost;
     }
 
     /** Returns how often the producer overtook this source, which then skipped records. */
-    default long overtaken() {
-        return 0;
+    public final long overtaken() {
+        return overtaken;
     }
 
     /** Returns the number of bytes that were skipped because the producer overtook this source. */
-    default long missed() {
-        return 0;
+    public final long missed() {
+        return missed;
     }
 
-    /** Returns the number of bytes in use now, headers included. */
-    long fill();
-
     /** Returns the number of bytes that records may use, headers included. */
-    long capacity();
+    public final long capacity() {
+        return size;
+    }
 
     /**
      * Returns the descriptor to wait for with epoll, or null if nobody may wait for it, and the
      * reader has to look again by time. It belongs to the source.
      */
-    default Fd pollable() {
-        return null;
+    public final Fd pollable() {
+        return fd;
     }
 
     @Override
-    void close();
+    public final void close() {
+        if (fd != null) {
+            fd.close();
+        }
+        mappings.forEach(MappedMemory::close);
+    }
 }

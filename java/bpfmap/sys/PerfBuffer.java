@@ -7,6 +7,8 @@ import java.lang.foreign.Arena;
 import java.lang.foreign.MemorySegment;
 import java.lang.foreign.ValueLayout;
 import java.lang.invoke.VarHandle;
+import java.lang.ref.Reference;
+import java.util.concurrent.atomic.AtomicBoolean;
 
 /**
  * Reads the buffer of one CPU of a {@code BPF_MAP_TYPE_PERF_EVENT_ARRAY}: consumes an own one, or
@@ -16,7 +18,7 @@ import java.lang.invoke.VarHandle;
  * created and never shrink. A record that crosses the end of the data continues at its beginning,
  * and is copied. Source: linux/perf_event.h, struct perf_event_mmap_page.
  */
-public final class PerfBuffer implements EventSource {
+public final class PerfBuffer extends EventSource {
     /** Offset of the position at which the kernel writes next. */
     private static final long HEAD = Abi.PERF_PAGE_DATA_HEAD;
     /** Offset of the position up to which the owner has read. */
@@ -32,22 +34,13 @@ public final class PerfBuffer implements EventSource {
     private static final int FLAGS = Abi.PERF_ATTR_READ_FORMAT + 8;
     private static final long WATERMARK = 1 << 14;
 
-    private final MappedMemory pages;
     private final MemorySegment meta;
     private final MemorySegment data;
-    private final long size;
     private final int cpu;
-    private final Fd fd;
     private final boolean own;
 
     private final MemorySegment copy = Arena.ofAuto().allocate(LARGEST, 8);
-    private int[] announced = new int[1];
     private long position;
-    private long events;
-    private long bytes;
-    private long lost;
-    private long overtaken;
-    private long missed;
 
     /**
      * Opens a perf event to which programs can write, on one CPU. It does nothing until it is
@@ -96,11 +89,9 @@ public final class PerfBuffer implements EventSource {
      * @param now true to begin with the next record, false with the oldest one
      */
     public PerfBuffer(MappedMemory pages, long pageSize, Fd fd, int cpu, boolean now) {
-        this.pages = pages;
+        super(pages.segment().byteSize() - pageSize, fd, pages);
         this.meta = pages.segment();
         this.data = meta.asSlice(pageSize);
-        this.size = data.byteSize();
-        this.fd = fd;
         this.cpu = cpu;
         this.own = !pages.isReadOnly();
         position = now ? head() : tail();
@@ -150,7 +141,8 @@ public final class PerfBuffer implements EventSource {
     }
 
     @Override
-    public int drain(Handler handler, int limit) {
+    public int drain(Handler handler, AtomicBoolean halt, int limit) {
+        RawEvent event = new RawEvent(cpu);
         MemorySegment data = this.data;
         long mask = size - 1;
         long end = head();
@@ -161,7 +153,6 @@ public final class PerfBuffer implements EventSource {
         if (own && end - position < 0 || end - position > size || ((position | end) & 7) != 0) {
             throw RingBuffer.positions(position, end, size);
         }
-        announced[0] = cpu;
         int n = 0;
         while (end - position > 0 && n < limit) {
             long at = position;
@@ -198,12 +189,14 @@ public final class PerfBuffer implements EventSource {
                 n++;
                 boolean more;
                 try {
-                    more = whole ? handler.accept(data, start, payload)
-                        : handler.accept(copy, 0, payload);
+                    event.begin(whole ? data.address() + start : copy.address(), payload);
+                    more = handler.accept(event) && !halt.getOpaque();
                 } finally {
+                    event.end();
                     events++;
                     bytes += payload;
                     consume(at + length);
+                    Reference.reachabilityFence(this); // it keeps the memory
                 }
                 if (!more) {
                     break;
@@ -222,11 +215,6 @@ public final class PerfBuffer implements EventSource {
     }
 
     @Override
-    public boolean isBusy() {
-        return false;
-    }
-
-    @Override
     public boolean isReady() {
         return position != head();
     }
@@ -236,57 +224,9 @@ public final class PerfBuffer implements EventSource {
         return cpu;
     }
 
-    /** Makes each pass write the CPU to an array, before it calls the handler. */
-    public void announce(int[] to) {
-        announced = to;
-    }
-
-    @Override
-    public long events() {
-        return events;
-    }
-
-    @Override
-    public long bytes() {
-        return bytes;
-    }
-
-    @Override
-    public long lost() {
-        return lost;
-    }
-
-    @Override
-    public long overtaken() {
-        return overtaken;
-    }
-
-    @Override
-    public long missed() {
-        return missed;
-    }
-
     @Override
     public long fill() {
         long tail = tail();
         return RingBuffer.fill(tail, head(), size);
-    }
-
-    @Override
-    public long capacity() {
-        return size;
-    }
-
-    @Override
-    public Fd pollable() {
-        return fd;
-    }
-
-    @Override
-    public void close() {
-        if (fd != null) {
-            fd.close();
-        }
-        pages.close();
     }
 }

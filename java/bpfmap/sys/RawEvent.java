@@ -9,9 +9,9 @@ import static java.lang.foreign.ValueLayout.JAVA_SHORT_UNALIGNED;
 import java.lang.foreign.MemorySegment;
 
 /**
- * Reads the current event of a reader in place. One object serves all events of a reader, so that
- * an event costs no allocation. Every access is checked against the end of the event. After a pass
- * over events, each access throws.
+ * The current event of a pass, read in place. One object serves all events of a pass, so that an
+ * event costs no allocation. Every access is checked against the end of the event. After the pass,
+ * each access throws.
  *
  * <p>Nothing else keeps an access within mapped memory: it has no check whether a segment is alive.
  * So only the thread that made this object may use it. That thread also makes the pass, and the
@@ -21,23 +21,34 @@ import java.lang.foreign.MemorySegment;
 public final class RawEvent {
     // An address, and not a segment: storing a reference for each event costs a fence under G1.
     private long address;
-    private int length = -1;
+    private long length = -1;
+    private final int cpu;
     private final Thread owner = Thread.currentThread();
 
+    RawEvent() {
+        this(-1);
+    }
+
+    /** Makes an object for the events of a CPU; its number is negative if it is unknown. */
+    RawEvent(int cpu) {
+        this.cpu = cpu;
+    }
+
     /** Shows an event in native memory, which stays mapped until {@link #end}. */
-    public void begin(MemorySegment memory, long offset, int length) {
-        this.address = memory.address() + offset;
+    void begin(long address, long length) {
+        this.address = address;
         this.length = length;
     }
 
     /** Shows nothing: the event's place may be overwritten from now on. */
-    public void end() {
+    void end() {
         length = -1;
+        address = 0;
     }
 
     private long at(long index, int size) {
         // One comparison for an index below 0 and for one beyond the end; none for length -1.
-        if (Long.compareUnsigned(index, (long) length - size) > 0 || length < size
+        if (Long.compareUnsigned(index, length - size) > 0 || length < size
                 || Thread.currentThread() != owner) {
             throw outside(index, size);
         }
@@ -61,6 +72,21 @@ public final class RawEvent {
             throw outside(0, 0);
         }
         return length;
+    }
+
+    /** Returns the number of the CPU on which the event was sent; negative if it is unknown. */
+    public int cpu() {
+        return cpu;
+    }
+
+    /** Decodes a value at an offset. */
+    public Object decode(TypeCodec codec, long index) {
+        return codec.decode(READABLE, at(index, (int) codec.size()));
+    }
+
+    /** Returns a copy of the bytes from an offset to the end. */
+    public byte[] copyFrom(long index) {
+        return Bytes.copyOut(READABLE, at(index, 0), (int) (length - index));
     }
 
     /** Returns a signed byte. */

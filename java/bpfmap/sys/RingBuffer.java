@@ -3,11 +3,13 @@ package bpfmap.sys;
 import static bpfmap.sys.MappedMemory.READABLE;
 import static bpfmap.sys.MappedMemory.WRITABLE;
 import static java.lang.foreign.ValueLayout.JAVA_INT;
+import static java.lang.foreign.ValueLayout.JAVA_INT_UNALIGNED;
 import static java.lang.foreign.ValueLayout.JAVA_LONG;
 
 import java.lang.foreign.MemorySegment;
 import java.lang.invoke.VarHandle;
 import java.lang.ref.Reference;
+import java.util.concurrent.atomic.AtomicBoolean;
 
 /**
  * Consumes a {@code BPF_MAP_TYPE_RINGBUF}: takes its records, and gives their places back.
@@ -15,7 +17,7 @@ import java.lang.ref.Reference;
  * <p>Positions count bytes since the ring was created and never shrink. The data is mapped twice in
  * a row, so a record that crosses the end is contiguous. Source: kernel/bpf/ringbuf.c.
  */
-public final class RingBuffer implements EventSource {
+public final class RingBuffer extends EventSource {
     static final VarHandle LONG = JAVA_LONG.varHandle();
     static final VarHandle INT = JAVA_INT.varHandle();
 
@@ -28,19 +30,13 @@ public final class RingBuffer implements EventSource {
     /** Offset in the producer page of the position up to which everything was reserved. */
     static final long PRODUCER = 0;
 
-    private final MappedMemory consumerPage;
-    private final MappedMemory producerPages;
     private final MemorySegment consumer;
     private final MemorySegment producer;
     private final MemorySegment data;
-    private final long size;
-    private final Fd fd;
 
-    private long position;
-    private boolean busy;
-    private long events;
-    private long bytes;
-    private long discarded;
+    // What only the end of a pass needs: as local variables they would take registers of the loop.
+    private long begin;
+    private long limit;
 
     /**
      * Takes ownership of two mappings and a descriptor.
@@ -51,14 +47,18 @@ public final class RingBuffer implements EventSource {
      * @param fd a descriptor of the map, for epoll
      */
     public RingBuffer(MappedMemory consumerPage, MappedMemory producerPages, long size, Fd fd) {
-        this.consumerPage = consumerPage;
-        this.producerPages = producerPages;
+        super(size, fd, consumerPage, producerPages);
         this.consumer = consumerPage.segment();
         this.producer = producerPages.segment();
         this.data = producer.asSlice(producer.byteSize() - 2 * size);
-        this.size = size;
-        this.fd = fd;
-        position = (long) LONG.getAcquire(consumer, CONSUMER);
+    }
+
+    private long consumed() {
+        return (long) LONG.getAcquire(consumer, CONSUMER);
+    }
+
+    private long produced() {
+        return (long) LONG.getAcquire(producer, PRODUCER);
     }
 
     /** Returns the distance to the next record, for a header's length: header, payload, padding. */
@@ -113,130 +113,85 @@ public final class RingBuffer implements EventSource {
     }
 
     @Override
-    public int drain(Handler handler, int limit) {
-        // Not the own position: another consumer may have gone on, and the producer may have
+    public int drain(Handler handler, AtomicBoolean halt, int limit) {
+        // Not an own position: another consumer may have gone on, and the producer may have
         // overwritten what it took.
-        long begin = (long) LONG.getAcquire(consumer, CONSUMER);
-        long end = (long) LONG.getAcquire(producer, PRODUCER);
-        position = begin;
+        long begin = consumed();
+        long end = produced();
         if (end - begin < 0 || end - begin > size || ((begin | end) & 7) != 0) {
             throw positions(begin, end, size);
         }
         busy = false;
-        long before = events;
-        long last = events + limit;
+        long consumer = this.consumer.address();
+        long data = this.data.address();
+        long mask = size - 1;
+        // Does not escape if the handler is inlined; then nothing of it remains in the loop.
+        RawEvent event = new RawEvent();
+        long at = begin;
+        long left = limit;
+        long sum = 0;
+        this.begin = begin;
+        this.limit = limit;
         try {
-            // The loop ends at a record that it does not handle.
-            while (loop(handler, end, last) && position != end && events != last) {
-                long at = position;
-                int header = (int) INT.getAcquire(READABLE, data.address() + (at & size - 1));
-                if (header < 0) {
-                    busy = true;
+            while (at != end && left != 0) {
+                long record = data + (at & mask);
+                // A pass takes the time from one header to the next. So there is no sign to extend
+                // and no alignment to check here.
+                long header = Integer.toUnsignedLong(READABLE.get(JAVA_INT_UNALIGNED, record));
+                VarHandle.acquireFence();
+                long next = at + (header + HEADER + 7 & ~7L);
+                if (header > LENGTH || next - end > 0) {
+                    if ((int) header < 0) {
+                        busy = true;
+                        break;
+                    }
+                    int length = (int) header & LENGTH;
+                    next = at + total(length);
+                    if (next - end > 0) {
+                        throw header(at, length, end);
+                    }
+                    discarded++;
+                    at = next;
+                    continue;
+                }
+                at = next;
+                left--;
+                sum += header;
+                event.begin(record + HEADER, header);
+                boolean more = handler.accept(event);
+                event.end();
+                if (!more || halt.getOpaque()) {
                     break;
                 }
-                long next = at + total(header & LENGTH);
-                if (next - end > 0) {
-                    throw header(at, header & LENGTH, end);
-                }
-                if ((header & DISCARDED) != 0) {
-                    discarded++;
-                    position = next;
-                }
+                LONG.setRelease(WRITABLE, consumer, at);
             }
         } finally {
-            if (position != begin) { // or an old position would be written over a newer one
-                LONG.setRelease(WRITABLE, consumer.address(), position);
+            event.end();
+            if (at != this.begin) { // or an old position would be written over a newer one
+                LONG.setRelease(WRITABLE, consumer, at);
             }
+            events += this.limit - left;
+            bytes += sum;
             Reference.reachabilityFence(this); // it keeps the memory mapped
         }
-        return (int) (events - before);
-    }
-
-    /**
-     * Passes events on until there is something else, and returns false if the handler ends it.
-     *
-     * <p>The time of an iteration is the time from one header to the next, if all its values are in
-     * registers. So this has no more than it needs, and what an exception must not lose is stored
-     * at once.
-     */
-    private boolean loop(Handler handler, long end, long last) {
-        long data = this.data.address();
-        long consumer = this.consumer.address();
-        long mask = size - 1;
-        long at = position;
-        long n = events;
-        long sum = bytes;
-        while (at != end && n != last) {
-            long record = data + (at & mask);
-            long length = (int) INT.getAcquire(READABLE, record);
-            long next = at + (length + HEADER + 7L & ~7L);
-            if ((length & ~LENGTH) != 0 || next - end > 0) {
-                return true;
-            }
-            at = next;
-            position = at;
-            events = ++n;
-            bytes = sum += length;
-            if (!handler.accept(READABLE, record + HEADER, (int) length)) {
-                return false;
-            }
-            LONG.setRelease(WRITABLE, consumer, at);
-        }
-        return true;
-    }
-
-    @Override
-    public boolean isBusy() {
-        return busy;
+        return (int) (this.limit - left);
     }
 
     @Override
     public boolean isReady() {
-        return position != (long) LONG.getAcquire(producer, PRODUCER);
+        return consumed() != produced();
     }
 
     @Override
     public long busyPosition() {
-        long at = position;
-        boolean there = at != (long) LONG.getAcquire(producer, PRODUCER);
+        long at = consumed();
+        boolean there = at != produced();
         return there && (int) INT.getAcquire(data, at & size - HEADER) < 0 ? at : -1;
     }
 
     @Override
-    public long events() {
-        return events;
-    }
-
-    @Override
-    public long bytes() {
-        return bytes;
-    }
-
-    @Override
-    public long discarded() {
-        return discarded;
-    }
-
-    @Override
     public long fill() {
-        long consumed = (long) LONG.getAcquire(consumer, CONSUMER);
-        return fill(consumed, (long) LONG.getAcquire(producer, PRODUCER), size);
-    }
-
-    @Override
-    public long capacity() {
-        return size;
-    }
-
-    @Override
-    public Fd pollable() {
-        return fd;
-    }
-
-    @Override
-    public void close() {
-        fd.close();
-        consumerPage.close();
-        producerPages.close();
+        long consumed = consumed();
+        return fill(consumed, produced(), size);
     }
 }

@@ -3,6 +3,8 @@ package bpfmap.sys;
 import java.lang.foreign.Arena;
 import java.lang.foreign.MemorySegment;
 import java.lang.invoke.VarHandle;
+import java.lang.ref.Reference;
+import java.util.concurrent.atomic.AtomicBoolean;
 
 /**
  * Copies the records of a {@code BPF_MAP_TYPE_RINGBUF} whose places it cannot hold: of a ring that
@@ -13,7 +15,7 @@ import java.lang.invoke.VarHandle;
  * so in a ring that is followed a record may be lost 8 bytes earlier than the positions show. In an
  * overwriting ring, the position of the oldest whole record is published before it is overwritten.
  */
-public final class RingFollower implements EventSource {
+public final class RingFollower extends EventSource {
     /** Offset in the producer page of the position of the oldest record that is not committed. */
     static final long PENDING = 8;
     /** Offset in the producer page of the oldest whole record. Moves in overwriting rings only. */
@@ -21,23 +23,14 @@ public final class RingFollower implements EventSource {
 
     private static final int SMALLEST = 4096;
 
-    private final MappedMemory consumerPage;
-    private final MappedMemory producerPages;
     private final MemorySegment consumer;
     private final MemorySegment producer;
     private final MemorySegment data;
-    private final long size;
     private final boolean overwrites;
-    private final Fd fd;
+    private final boolean consumes;
 
     private MemorySegment copy = Arena.ofAuto().allocate(SMALLEST, 8);
     private long position;
-    private boolean busy;
-    private long events;
-    private long bytes;
-    private long discarded;
-    private long overtaken;
-    private long missed;
 
     /**
      * Takes ownership of two mappings and a descriptor.
@@ -51,18 +44,16 @@ public final class RingFollower implements EventSource {
      */
     public RingFollower(MappedMemory consumerPage, MappedMemory producerPages, long size,
             boolean overwrites, boolean now, Fd fd) {
-        this.consumerPage = consumerPage;
-        this.producerPages = producerPages;
+        super(size, fd, consumerPage, producerPages);
         this.consumer = consumerPage.segment();
         this.producer = producerPages.segment();
         this.data = producer.asSlice(producer.byteSize() - 2 * size);
-        this.size = size;
         this.overwrites = overwrites;
-        this.fd = fd;
+        this.consumes = !consumerPage.isReadOnly();
         long end = produced();
         // While a ring has not been filled once, all of its history is still there.
         boolean whole = !overwrites && Long.compareUnsigned(end, size - RingBuffer.HEADER) <= 0;
-        position = now ? end : whole && consumerPage.isReadOnly() ? 0 : oldest();
+        position = now ? end : whole && !consumes ? 0 : oldest();
     }
 
     private long produced() {
@@ -112,13 +103,14 @@ public final class RingFollower implements EventSource {
     }
 
     private void consume(long to) {
-        if (!consumerPage.isReadOnly()) {
+        if (consumes) {
             RingBuffer.LONG.setRelease(consumer, RingBuffer.CONSUMER, to);
         }
     }
 
     @Override
-    public int drain(Handler handler, int limit) {
+    public int drain(Handler handler, AtomicBoolean halt, int limit) {
+        RawEvent event = new RawEvent();
         long mask = size - 1;
         long at = position;
         long end = produced();
@@ -164,16 +156,17 @@ public final class RingFollower implements EventSource {
             events++;
             bytes += length;
             n++;
-            if (!handler.accept(copy, 0, length)) {
-                break;
+            try {
+                event.begin(copy.address(), length);
+                if (!handler.accept(event) || halt.getOpaque()) {
+                    break;
+                }
+            } finally {
+                event.end();
+                Reference.reachabilityFence(copy);
             }
         }
         return n;
-    }
-
-    @Override
-    public boolean isBusy() {
-        return busy;
     }
 
     @Override
@@ -190,52 +183,8 @@ public final class RingFollower implements EventSource {
     }
 
     @Override
-    public long events() {
-        return events;
-    }
-
-    @Override
-    public long bytes() {
-        return bytes;
-    }
-
-    @Override
-    public long discarded() {
-        return discarded;
-    }
-
-    @Override
-    public long overtaken() {
-        return overtaken;
-    }
-
-    @Override
-    public long missed() {
-        return missed;
-    }
-
-    @Override
     public long fill() {
         long oldest = oldest();
         return RingBuffer.fill(oldest, produced(), size);
-    }
-
-    @Override
-    public long capacity() {
-        return size;
-    }
-
-    @Override
-    public Fd pollable() {
-        return fd;
-    }
-
-    @Override
-    public void close() {
-        if (fd != null) {
-            fd.close();
-        }
-        consumerPage.close();
-        producerPages.close();
     }
 }

@@ -1,5 +1,6 @@
 package bpfmap.sys;
 
+import static bpfmap.sys.MappedMemory.READABLE;
 import static java.lang.foreign.ValueLayout.JAVA_BYTE;
 import static java.lang.foreign.ValueLayout.JAVA_INT_UNALIGNED;
 import static java.lang.foreign.ValueLayout.JAVA_LONG_UNALIGNED;
@@ -80,13 +81,8 @@ public final class TypeCodec implements Codec {
         if (kind == NONE) {
             return codec.decode(m, offset);
         }
-        long n;
-        switch (kind & WIDTH) {
-            case 0: n = m.get(JAVA_BYTE, offset); break;
-            case 1: n = m.get(JAVA_SHORT_UNALIGNED, offset); break;
-            case 2: n = m.get(JAVA_INT_UNALIGNED, offset); break;
-            default: n = m.get(JAVA_LONG_UNALIGNED, offset);
-        }
+        // The compiler knows the bounds of this one.
+        long n = m == READABLE ? signed(READABLE, offset) : signed(m, offset);
         int spare = 64 - (8 << (kind & WIDTH));
         if ((kind & SWAPPED) != 0) {
             n = Long.reverseBytes(n) >> spare;
@@ -98,6 +94,15 @@ public final class TypeCodec implements Codec {
             }
         }
         return n;
+    }
+
+    private long signed(MemorySegment m, long offset) {
+        switch (kind & WIDTH) {
+            case 0: return m.get(JAVA_BYTE, offset);
+            case 1: return m.get(JAVA_SHORT_UNALIGNED, offset);
+            case 2: return m.get(JAVA_INT_UNALIGNED, offset);
+            default: return m.get(JAVA_LONG_UNALIGNED, offset);
+        }
     }
 
     @Override
@@ -135,6 +140,11 @@ public final class TypeCodec implements Codec {
         return out;
     }
 
+    private static Object field(
+            int i, TypeCodec[] codecs, long[] offsets, MemorySegment m, long offset) {
+        return codecs[i].decode(m, offset + offsets[i]);
+    }
+
     /**
      * Reads the fields of a struct.
      *
@@ -146,28 +156,28 @@ public final class TypeCodec implements Codec {
         // time. The row "reduce, typed" of a struct in bpfmap.bench justifies this.
         switch (names.length) {
             case 2: {
-                Object a = codecs[0].decode(m, offset + offsets[0]);
-                Object b = codecs[1].decode(m, offset + offsets[1]);
+                Object a = field(0, codecs, offsets, m, offset);
+                Object b = field(1, codecs, offsets, m, offset);
                 return new Object[] {names[0], a, names[1], b};
             }
             case 3: {
-                Object a = codecs[0].decode(m, offset + offsets[0]);
-                Object b = codecs[1].decode(m, offset + offsets[1]);
-                Object c = codecs[2].decode(m, offset + offsets[2]);
+                Object a = field(0, codecs, offsets, m, offset);
+                Object b = field(1, codecs, offsets, m, offset);
+                Object c = field(2, codecs, offsets, m, offset);
                 return new Object[] {names[0], a, names[1], b, names[2], c};
             }
             case 4: {
-                Object a = codecs[0].decode(m, offset + offsets[0]);
-                Object b = codecs[1].decode(m, offset + offsets[1]);
-                Object c = codecs[2].decode(m, offset + offsets[2]);
-                Object d = codecs[3].decode(m, offset + offsets[3]);
+                Object a = field(0, codecs, offsets, m, offset);
+                Object b = field(1, codecs, offsets, m, offset);
+                Object c = field(2, codecs, offsets, m, offset);
+                Object d = field(3, codecs, offsets, m, offset);
                 return new Object[] {names[0], a, names[1], b, names[2], c, names[3], d};
             }
             default: {
                 Object[] out = new Object[2 * names.length];
                 for (int i = 0; i < names.length; i++) {
                     out[2 * i] = names[i];
-                    out[2 * i + 1] = codecs[i].decode(m, offset + offsets[i]);
+                    out[2 * i + 1] = field(i, codecs, offsets, m, offset);
                 }
                 return out;
             }

@@ -4,15 +4,13 @@
   A slot of the array has one perf event. Storing another one takes the events of that CPU away from
   its reader. When that one is taken out, the slot is empty."
   (:require [bpfmap.error :as error]
-            [bpfmap.impl.events.typed]
             [bpfmap.impl.host.holders :as holders]
             [bpfmap.impl.kernel.call :as call]
             [bpfmap.impl.kernel.map :as kernel.map]
             [bpfmap.impl.kernel.perf :as kernel.perf]
             [bpfmap.impl.map.bpf-map :as bpf-map]
             [bpfmap.prog :as prog])
-  (:import (bpfmap.impl.events.typed Decoder)
-           (bpfmap.impl.map.bpf_map BpfMap)
+  (:import (bpfmap.impl.map.bpf_map BpfMap)
            (bpfmap.sys PerfBuffer)
            (clojure.lang ExceptionInfo)
            (java.io Closeable IOException)))
@@ -162,27 +160,10 @@
         (take-out)
         (throw e)))))
 
-(defn- with-cpu
-  "Returns a function of a decoder that returns one of `[cpu event]`.
-
-  The CPU is nil if it is unknown."
-  [buffers]
-  (let [current (int-array 1)]
-    (doseq [^PerfBuffer buffer buffers]
-      (.announce buffer current))
-    (fn [^Decoder decoder]
-      (reify Decoder
-        (decode [_ memory offset length]
-          (let [cpu (aget current 0)]
-            [(when-not (neg? cpu) cpu) (.decode decoder memory offset length)]))))))
-
 (defn- opened
   "Returns what [[consuming]] and [[following]] return."
-  [buffers options on-close]
-  {:sources buffers
-   :padded true
-   :wrap (if (:with-cpu options) (with-cpu buffers) identity)
-   :on-close on-close})
+  [buffers on-close]
+  {:sources buffers :padded true :on-close on-close})
 
 (def ^:private opening
   "The lock of opening.
@@ -193,7 +174,7 @@
 (defn consuming
   "Opens the buffers of the CPUs that are online, and stores them in the map.
 
-  Returns `{:sources :padded :wrap :on-close}` for `bpfmap.impl.events.reader/open`."
+  Returns `{:sources :padded :on-close}` for `bpfmap.impl.events.reader/open`."
   [m {:keys [steal] :as options} op]
   (check-access m)
   (let [ctx {:op op :map (bpf-map/identity-of m) :type :perf-event-array
@@ -206,7 +187,7 @@
         (check-unused m cpus))
       (let [buffers (open-buffers cpus (update options :pages #(or % default-pages)) ctx)]
         (try
-          (opened buffers options (store-all m buffers ctx))
+          (opened buffers (store-all m buffers ctx))
           (catch Throwable e
             (close-buffers buffers)
             (throw e)))))))
@@ -246,7 +227,7 @@
   "Opens the buffers that other processes have of a perf event array, read-only.
 
   Returns the same as [[consuming]]."
-  [m {:keys [from] :as options} op]
+  [m {:keys [from]} op]
   (let [ctx {:op op :map (bpf-map/identity-of m) :type :perf-event-array}
         who (owners m)]
     (when (empty? who)
@@ -265,4 +246,4 @@
                           [] who)]
       (when (empty? buffers)
         (throw (no-owner-error m op)))
-      (opened buffers options nil))))
+      (opened buffers nil))))

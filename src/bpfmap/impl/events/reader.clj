@@ -10,7 +10,7 @@
             [bpfmap.impl.kernel.events :as kernel.events]
             [bpfmap.impl.waiting :as waiting])
   (:import (bpfmap.impl.events.typed Decoder)
-           (bpfmap.sys CorruptEventsException EventSource EventSource$Handler RawEvent Waiter)
+           (bpfmap.sys CorruptEventsException EventSource EventSource$Handler Waiter)
            (clojure.lang ExceptionInfo IReduce ITransientCollection Reduced)
            (java.io Closeable)
            (java.util.concurrent CountDownLatch TimeUnit)
@@ -219,8 +219,7 @@
 
 (definterface Sink
   (^Object result [])
-  (^boolean done [])
-  (^void passed []))
+  (^boolean done []))
 
 (defn- guarded
   "Returns a decoder that turns exceptions into errors with the bytes of the event.
@@ -229,74 +228,66 @@
   the last expression of a method is compiled to a closure, so this cannot be part of a sink."
   ^Decoder [^EventReader r ^Decoder decoder on-error op]
   (reify Decoder
-    (decode [_ memory offset length]
+    (decode [_ event]
       (try
-        (.decode decoder memory offset length)
+        (.decode decoder event)
         (catch Exception e
-          (let [e (typed/failed e memory offset length op (first (.-identities r)))]
+          (let [e (typed/failed e event op (first (.-identities r)))]
             (if on-error
               (do (on-error e) ::none)
               (throw e))))))))
 
 ;; Calls f with the result so far and an event.
-(deftype ^:private Folding [^Decoder decoder f ^AtomicBoolean halt
+(deftype ^:private Folding [^Decoder decoder f
                             ^:unsynchronized-mutable acc
                             ^:unsynchronized-mutable stopped]
   Sink
   (result [_] acc)
   (done [_] (.booleanValue ^Boolean stopped))
-  (passed [_])
   EventSource$Handler
-  (accept [_ memory offset length]
-    (let [event (.decode decoder memory offset length)]
+  (accept [_ event]
+    (let [event (.decode decoder event)]
       (if (identical? ::none event)
-        (if (.get halt) false true)
+        true
         (let [x (f acc event)]
           (if (reduced? x)
             (do (set! acc (.deref ^Reduced x)) (set! stopped true) false)
-            (do (when-not (identical? x acc) (set! acc x)) (if (.get halt) false true))))))))
+            (do (when-not (identical? x acc) (set! acc x)) true)))))))
 
 ;; Calls f with an event, and counts the calls.
-(deftype ^:private Each [^Decoder decoder f ^AtomicBoolean halt ^:unsynchronized-mutable ^long n]
+(deftype ^:private Each [^Decoder decoder f ^:unsynchronized-mutable ^long n]
   Sink
   (result [_] n)
   (done [_] false)
-  (passed [_])
   EventSource$Handler
-  (accept [_ memory offset length]
-    (let [event (.decode decoder memory offset length)]
+  (accept [_ event]
+    (let [event (.decode decoder event)]
       (when-not (identical? ::none event)
         (set! n (unchecked-inc n))
         (f event))
-      (if (.get halt) false true))))
+      true)))
 
-;; The same with an event that is read in place.
-(deftype ^:private RawFolding [^RawEvent event f ^AtomicBoolean halt
-                               ^:unsynchronized-mutable acc
-                               ^:unsynchronized-mutable stopped]
+;; The same with events that are read in place.
+(deftype ^:private RawFolding [f ^:unsynchronized-mutable acc ^:unsynchronized-mutable stopped]
   Sink
   (result [_] acc)
   (done [_] (.booleanValue ^Boolean stopped))
-  (passed [_] (.end event))
   EventSource$Handler
-  (accept [_ memory offset length]
-    (.begin event memory offset length)
+  (accept [_ event]
     (let [x (f acc event)]
       (if (reduced? x)
         (do (set! acc (.deref ^Reduced x)) (set! stopped true) false)
-        (do (when-not (identical? x acc) (set! acc x)) (if (.get halt) false true))))))
+        (do (when-not (identical? x acc) (set! acc x)) true)))))
 
 ;; The same for a function that is called for its effect, and with nothing to keep.
-(deftype ^:private RawEach [^RawEvent event f ^AtomicBoolean halt]
+(deftype ^:private RawEach [f]
   Sink
   (result [_])
   (done [_] false)
-  (passed [_] (.end event))
   EventSource$Handler
-  (accept [_ memory offset length]
-    (.begin event memory offset length)
+  (accept [_ event]
     (f event)
-    (if (.get halt) false true)))
+    true))
 
 (defn- for-each
   "Returns a sink that calls f with each event.
@@ -304,15 +295,15 @@
   Its result is the number of calls, or nil if it is the number of events."
   [^EventReader r f {:keys [raw on-error]} op]
   (if raw
-    (RawEach. (RawEvent.) f (.-halt r))
-    (Each. (guarded r (.-decoder r) on-error op) f (.-halt r) 0)))
+    (RawEach. f)
+    (Each. (guarded r (.-decoder r) on-error op) f 0)))
 
 (defn- folding
   "Returns a sink that reduces with f."
   [^EventReader r f init {:keys [raw on-error]} op]
   (if raw
-    (RawFolding. (RawEvent.) f (.-halt r) init false)
-    (Folding. (guarded r (.-decoder r) on-error op) f (.-halt r) init false)))
+    (RawFolding. f init false)
+    (Folding. (guarded r (.-decoder r) on-error op) f init false)))
 
 ;; --- passes
 
@@ -337,10 +328,9 @@
         (if (or (= i size) (<= limit n) (.get halt) (.done ^Sink sink))
           n
           (let [^EventSource source (aget sources (rem (+ first-one i) size))]
-            (recur (inc i) (+ n (.drain source sink (int (- limit n))))))))
+            (recur (inc i) (+ n (.drain source sink halt (int (- limit n))))))))
       (catch CorruptEventsException e
-        (throw (corrupt-error e r op)))
-      (finally (.passed ^Sink sink)))))
+        (throw (corrupt-error e r op))))))
 
 (defn- report-lost
   "Calls `on-lost` with the records lost since `before`; returns the new number."
@@ -524,13 +514,13 @@
 (defn open
   "Returns a reader over sources, which it owns.
 
-  `options` are the caller's, `extra` has `:padded` if the kernel may lengthen events, and `:wrap`, a
-  function of the decoder that returns the one to use. `on-close` is called once when all is given
-  back. If this throws, the sources are closed."
-  ^EventReader [kind identities sources {:keys [type types raw] :as options}
-                {:keys [padded wrap on-close]}]
+  `options` are the caller's, `extra` has `:padded` if the kernel may lengthen events.
+  `on-close` is called once when all is given back. If this throws, the sources are closed."
+  ^EventReader [kind identities sources {:keys [type types raw with-cpu] :as options}
+                {:keys [padded on-close]}]
   (try
-    (let [decoder (when-not raw ((or wrap identity) (typed/decoder type types padded)))
+    (let [decoder (when-not raw
+                    (cond-> (typed/decoder type types padded) with-cpu typed/with-cpu))
           fds (mapv #(.pollable ^EventSource %) sources)
           waiter (when (every? some? fds)
                    (kernel.events/waiter fds {:op kind :map (first identities)}))]

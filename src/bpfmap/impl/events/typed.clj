@@ -9,23 +9,24 @@
             [bpfmap.impl.cache :as cache]
             [bpfmap.impl.codec :as codec]
             [bpfmap.impl.type.node :as node])
-  (:import (bpfmap.sys Bytes Codec TypeCodec)
+  (:import (bpfmap.sys RawEvent TypeCodec)
            (clojure.lang MultiFn Var)
-           (java.lang.foreign MemorySegment)
            (java.util.concurrent ConcurrentHashMap)))
 
 (set! *warn-on-reflection* true)
 
 (definterface Decoder
-  (decode [^java.lang.foreign.MemorySegment memory ^long offset ^long length]))
+  (decode [^bpfmap.sys.RawEvent event]))
 
-(defn- view [memory offset length]
-  (bytes/wrap (Bytes/copyOut memory (long offset) (int length))))
+(defn- view
+  "Returns the bytes of an event from an offset to its end."
+  ([event] (view event 0))
+  ([^RawEvent event from] (bytes/wrap (.copyFrom event (long from)))))
 
 (def ^:private as-bytes
   (reify Decoder
-    (decode [_ memory offset length]
-      (view memory offset length))))
+    (decode [_ event]
+      (view event))))
 
 ;; --- events that do not have the size of their type
 
@@ -33,9 +34,9 @@
   "Adds the bytes from `from` to the end of the event to a value.
 
   A value that is not a map, or a map of other keys than fields, goes under `:bpfmap/value`."
-  [value fields? memory offset from length]
+  [value fields? event from]
   (assoc (if fields? value {:bpfmap/value value})
-         :bpfmap/extra (view memory (+ (long offset) (long from)) (- (long length) (long from)))))
+         :bpfmap/extra (view event from)))
 
 (defn- fields? [{:keys [kind]}]
   (contains? #{:struct :union} kind))
@@ -65,27 +66,27 @@
   "Returns the value of an event that is shorter than its type.
 
   It has the leading fields that are there, and the rest of its bytes as `:bpfmap/extra`."
-  [{:keys [size] :as node} codecs memory offset length]
-  (let [[^Codec codec end] (cache/through codecs 64 length
-                                          #(let [part (prefix node length)]
-                                             (if part
-                                               [(codec/of-node part []) (:size part)]
-                                               [nil 0])))
-        value (if codec (.decode codec memory (long offset)) {})]
-    (cond-> (assoc value :bpfmap/missing (- (long size) (long length)))
-      (< (long end) (long length)) (with-rest true memory offset end length))))
+  [{:keys [size] :as node} codecs ^RawEvent event]
+  (let [length (.length event)
+        [codec end] (cache/through codecs 64 length
+                                   #(let [part (prefix node length)]
+                                      (if part
+                                        [(codec/of-node part []) (:size part)]
+                                        [nil 0])))
+        value (if codec (.decode event codec 0) {})]
+    (cond-> (assoc value :bpfmap/missing (- (long size) length))
+      (< (long end) length) (with-rest true event end))))
 
 (deftype ^:private Typed [^TypeCodec codec ^long size ^long slack node
                           ^ConcurrentHashMap short-codecs]
   Decoder
-  (decode [_ memory offset length]
-    (let [more (unchecked-subtract length size)]
+  (decode [_ event]
+    (let [more (unchecked-subtract (.length event) size)]
       (cond
-        (== 0 more) (.decode codec memory offset)
-        (neg? more) (decode-short node short-codecs memory offset length)
-        (<= more slack) (.decode codec memory offset)
-        :else (with-rest (.decode codec memory offset) (fields? node)
-                memory offset size length)))))
+        (== 0 more) (.decode event codec 0)
+        (neg? more) (decode-short node short-codecs event)
+        (<= more slack) (.decode event codec 0)
+        :else (with-rest (.decode event codec 0) (fields? node) event size)))))
 
 (defn- typed ^Decoder [type types padded?]
   (let [{:keys [size] :as node} (node/node type types [:type])
@@ -100,13 +101,13 @@
   [f types padded?]
   (let [decoders (cache/cache)]
     (reify Decoder
-      (decode [_ memory offset length]
-        (let [raw (view memory offset length)
+      (decode [_ event]
+        (let [raw (view event)
               type (f raw)]
           (if (nil? type)
             raw
             (.decode ^Decoder (cache/through decoders 256 type #(typed type types padded?))
-                     memory offset length)))))))
+                     event)))))))
 
 (defn- function? [x]
   (or (fn? x) (instance? Var x) (instance? MultiFn x)))
@@ -122,15 +123,24 @@
     (function? type) (by-event type types padded?)
     :else (typed type types padded?)))
 
+(defn with-cpu
+  "Returns a decoder that returns `[cpu event]`; the CPU is nil if it is unknown."
+  ^Decoder [^Decoder decoder]
+  (reify Decoder
+    (decode [_ event]
+      (let [cpu (.cpu event)]
+        [(when-not (neg? cpu) cpu) (.decode decoder event)]))))
+
 (defn failed
   "Returns the error of an event that cannot be decoded, with its bytes.
 
   The cause is the exception of a codec or of the user's function."
-  ^Throwable [^Throwable e ^MemorySegment memory offset length op identity]
+  ^Throwable [^Throwable e ^RawEvent event op identity]
   (let [kind (:bpfmap/error (ex-data e) :invalid-value)]
-    (error/error kind (str "An event of " length " bytes cannot be decoded: " (ex-message e))
+    (error/error kind
+                 (str "An event of " (.length event) " bytes cannot be decoded: " (ex-message e))
                  (assoc (dissoc (ex-data e) :bpfmap/hint :bpfmap/error)
                         :bpfmap/op op
                         :bpfmap/map identity
-                        :bpfmap/bytes (view memory offset length))
+                        :bpfmap/bytes (view event))
                  e)))

@@ -14,7 +14,7 @@
            (java.io BufferedWriter Closeable)
            (java.lang.foreign ValueLayout)
            (java.nio.file Files Path)
-           (java.util.concurrent.atomic AtomicLong)))
+           (java.util.concurrent.atomic AtomicBoolean AtomicLong)))
 
 (set! *warn-on-reflection* true)
 
@@ -367,7 +367,8 @@
                               (unchecked-int (long x))))
                       (.set memory ValueLayout/JAVA_LONG 1024 (long head))
                       (try
-                        [(.drain source (reify EventSource$Handler (accept [_ _ _ _] true)) 100)
+                        [(.drain source (reify EventSource$Handler (accept [_ _] true))
+                                 (AtomicBoolean.) 100)
                          (.get memory ValueLayout/JAVA_LONG 1032)]
                         (catch CorruptEventsException e
                           (ex-message e))))))
