@@ -18,15 +18,18 @@
             [bpfmap.impl.btf.types :as types]
             [clojure.string :as str])
   (:import (java.nio ByteBuffer ByteOrder)
+           (java.util HashMap)
            (java.util.concurrent ConcurrentHashMap)))
 
 (set! *warn-on-reflection* true)
 
 ;; ---------------------------------------------------------------- types of both sides
 
-;; A blob with what was read from it. `ids` has candidates by name and kind, `flavours` the ids of
-;; types with a flavour by their essential names. `module` is the name of the module, if it is one.
-(deftype Side [blob ^ConcurrentHashMap records ^ConcurrentHashMap ids flavours module])
+;; A blob with what was read from it: `records` by id, `members` by the id of a struct, `ids` of
+;; candidates by name and kind. `flavours` has the ids of types with a flavour by their essential
+;; names. `module` is the name of the module, if it is one.
+(deftype Side [blob ^ConcurrentHashMap records ^ConcurrentHashMap members ^ConcurrentHashMap ids
+               flavours module])
 
 (defn essential-name
   "Returns a name without its flavour.
@@ -50,7 +53,8 @@
           {} (blob/flavoured-ids b)))
 
 (defn- side [b module]
-  (Side. (blob/check b) (ConcurrentHashMap.) (ConcurrentHashMap.) (delay (flavours-of b)) module))
+  (Side. (blob/check b) (ConcurrentHashMap.) (ConcurrentHashMap.) (ConcurrentHashMap.)
+         (delay (flavours-of b)) module))
 
 (defn- record [^Side s id]
   (let [^ConcurrentHashMap records (.-records s)]
@@ -303,26 +307,40 @@
                 :array (recur (:element a) (:element b) (inc depth))
                 false)))))
 
+(defn- named-members
+  "Returns the members of a struct by name, and those without a name: `[by-name anonymous]`.
+
+  The largest structs have hundreds of members, and many relocations each."
+  [^Side s {:keys [id members]}]
+  (let [^ConcurrentHashMap known (.-members s)]
+    (or (.get known id)
+        (let [by-name (HashMap.)
+              n (count members)]
+          (dotimes [i n]
+            (let [{:keys [name] :as member} (nth members i)]
+              (when name
+                (.putIfAbsent by-name name {:name name :member member :last (= i (dec n))}))))
+          (let [found [by-name (filterv #(nil? (:name %)) members)]]
+            (.put known id found)
+            found)))))
+
 (defn- find-member
   "Returns the member of a target type with the name of a local one, or nil.
 
   Looks into anonymous members. The result is the step, with the offset in bits under `:bits`."
   [^Run run {:keys [name member] :as step} id bits depth]
   (check-depth id depth)
-  (let [{:keys [members] :as found} (behind (.-target run) id)
-        n (count members)]
+  (spend! run id)
+  (let [found (behind (.-target run) id)]
     (when (composite? found)
-      (loop [i 0]
-        (when (< i n)
-          (let [{found-name :name :keys [type bit-offset] :as found} (nth members i)
-                at (+ (long bits) (long bit-offset))]
-            (spend! run id)
-            (cond
-              (nil? found-name) (or (find-member run step type at (inc (long depth)))
-                                    (recur (inc i)))
-              (= name found-name) (when (compatible-fields? run (:type member) type)
-                                    {:name name :member found :last (= i (dec n)) :bits at})
-              :else (recur (inc i)))))))))
+      (let [[^HashMap by-name anonymous] (named-members (.-target run) found)]
+        (if-let [{{:keys [type bit-offset]} :member :as direct} (.get by-name name)]
+          (when (compatible-fields? run (:type member) type)
+            (assoc direct :bits (+ (long bits) (long bit-offset))))
+          (some (fn [{:keys [type bit-offset]}]
+                  (find-member run step type (+ (long bits) (long bit-offset))
+                               (inc (long depth))))
+                anonymous))))))
 
 (defn- target-field
   "Returns the field of a target type that a local field means, or nil."
@@ -448,7 +466,7 @@
         (and (not= size new-size)
              (not (and size new-size
                        (resizable? (behind (.-local run) type) (behind (.-target run) new-type)))))
-        (assoc :misfit (str text (when (next local-steps) (str " field " (field-text field)))
+        (assoc :misfit (str @text (when (next local-steps) (str " field " (field-text field)))
                             " has " (or new-size "a bit-field of other") " bytes on this kernel, and "
                             (or size "a bit-field") " in the object"))))))
 
@@ -593,10 +611,10 @@
 (defn- text-of [^Side s id]
   (essential-name (types/c-text (.-blob s) id 0)))
 
-(defn- ambiguous ^Throwable [what found]
+(defn- ambiguous ^Throwable [what text found]
   (error/error
    :ambiguous
-   (str "All " what " of this kernel must give the same value, got "
+   (str "All " what " " @text " of this kernel must give the same value, got "
         (error/list-of (for [{:keys [id side result]} (take 8 found)]
                          (str (:value result) " for type " id
                               (when-let [module (.-module ^Side side)] (str " of module " module))))
@@ -605,28 +623,29 @@
 
 (defn- agreed
   "Returns the result of all candidates that have one; throws if they differ."
-  [what found]
+  [what text found]
   (when-let [{:keys [bits result]} (first found)]
     (when-not (every? #(and (= bits (:bits %)) (= (:value result) (:value (:result %)))) found)
-      (throw (ambiguous what found)))
+      (throw (ambiguous what text found)))
     result))
 
 (defn- missing-text
   "Returns the reason why a target does not have what a relocation asks for."
   [found-candidates text what]
   (if (empty? found-candidates)
-    (str "this kernel has no " text)
-    (str text " has no " what " on this kernel")))
+    (str "this kernel has no " @text)
+    (str @text " has no " what " on this kernel")))
 
 (defn- for-candidates
   "Returns the results of all candidates: `{:side :id :bits :result}`."
   [^Side local found-candidates f]
-  (vec (for [[^Side s ids] found-candidates
-             id ids
-             :let [run (Run. local s (long-array 1 most-work))
-                   found (f run id)]
-             :when found]
-         (assoc found :side s :id id))))
+  (reduce (fn [results [^Side s ids]]
+            (reduce (fn [results id]
+                      (if-let [found (f (Run. local s (long-array 1 most-work)) id)]
+                        (conj results (assoc found :side s :id id))
+                        results))
+                    results ids))
+          [] found-candidates))
 
 (defn- resolve-field [^Side s found text id access kind]
   (let [field (local-field s id access)
@@ -636,7 +655,7 @@
                    (when-let [at (target-field run (:steps field) target)]
                      {:bits (:bits at)
                       :result (field-result run text field at kind)})))]
-    (or (agreed (str "types " text) results)
+    (or (agreed "types" text results)
         (if (= :field-exists kind)
           {:value 0 :was 1}
           {:poison (missing-text found text (str "field " (field-text field)))}))))
@@ -647,7 +666,7 @@
                                 (fn [run target]
                                   (when-let [result (enumerator-result run enumerator target kind)]
                                     {:result result})))]
-    (or (agreed (str "enums " text) results)
+    (or (agreed "enums" text results)
         (if (= :enumval-exists kind)
           {:value 0 :was 1}
           {:poison (missing-text found text (str "enumerator " (essential-name (:name enumerator))))}))))
@@ -655,7 +674,7 @@
 (defn- resolve-type [^Side s found text id access kind]
   (when-not (= [0] (indices access))
     (throw (invalid "The access" "0 for a whole type" access)))
-  (or (agreed (str "types " text)
+  (or (agreed "types" text
               (for-candidates s found (fn [run target]
                                         (when-let [result (type-result run id target kind)]
                                           {:result result}))))
@@ -675,7 +694,8 @@
       (let [name (blob/name-of b type-id)
             _ (when-not name
                 (throw (invalid "The type" "a type with a name" (types/c-text b type-id 0))))
-            text (text-of s type-id)
+            ;; Only errors and reasons need it.
+            text (delay (text-of s type-id))
             found (all-candidates targets (essential-name name) (kind-class (blob/kind b type-id)))]
         (cond
           (field-kinds kind) (resolve-field s found text type-id access kind)
