@@ -308,7 +308,7 @@
                 false)))))
 
 (defn- named-members
-  "Returns the members of a struct by name, and those without a name: `[by-name anonymous]`.
+  "Returns the members of a struct, as `[by-name anonymous]`.
 
   The largest structs have hundreds of members, and many relocations each."
   [^Side s {:keys [id members]}]
