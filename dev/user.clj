@@ -6,6 +6,7 @@
       (scratch)              a map to try things on
       (reload)               reloads what changed in src, and what depends on it"
   (:require [bpfmap.core :as bpf]
+            [bpfmap.display :as display]
             [bpfmap.exec :as exec]
             [bpfmap.feature :as feature]
             [bpfmap.host :as host]
@@ -62,4 +63,4 @@
       (::track/load scanned))))
 
 (println
- "(maps) (explore) (scratch) (reload); bpf host exec prog type feature are at hand, (doc bpf/open) tells more")
+ "(maps) (explore) (scratch) (reload); bpf host exec prog type feature display are at hand, (doc bpf/open) tells more")

@@ -66,8 +66,7 @@
 (defn- entry-formatter
   "Returns the function that shows entries of a spec."
   [given spec context]
-  (let [sides {:key (node/node-of spec :key) :value (node/node-of spec :value)}
-        compiled (hints/compile (pairs given) sides context)
+  (let [compiled (hints/compile (pairs given) (hints/sides spec) context)
         show (fn [side x entry] (hints/show-side (get compiled side) x entry))]
     (fn [entry]
       (if (map? entry)
@@ -119,8 +118,7 @@
 
   Throws `:invalid-value` for an unknown hint or field, for a hint that does not fit its field, and
   for a field with two hints; `:invalid-spec` for a malformed type. The function throws
-  `:invalid-value` for a value without type that lacks the field. It may be used by one thread at a
-  time.
+  `:invalid-value` for a value without type that lacks the field. Several threads may use it.
 
       (into {} (map (formatter {:src :ipv4, :value :size} {:spec (bpf/spec m)})) m)
       ;=> {{:src \"10.0.0.1\"} \"87.9K\"}"

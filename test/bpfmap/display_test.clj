@@ -354,6 +354,15 @@
     (is (= [:invalid-value "Hints must be a map of fields to hints, got 7: such as {:src :ipv4}"]
            (refusal 7 {:spec {:key :u32 :value :u32}})))))
 
+(deftest v3-references
+  (testing "values that are read as references have a field"
+    (let [spec {:type :hash-of-maps :key :u32 :value :u32}]
+      (is (= [1 {:map-id "0x7"}]
+             ((display/formatter {:map-id :hex} {:spec spec}) [1 {:map-id 7}])))
+      (is (= [:invalid-value
+              "The field value must be an integer or bytes for the hint hex, got a struct: name one of its fields, such as value.map-id"]
+             (refusal {:value :hex} {:spec spec}))))))
+
 (deftest v3-values-without-type
   (testing "a value without a type must have the fields"
     (let [show (display/formatter {:a.b :hex})]

@@ -16,7 +16,7 @@
 (def ^:private aliases
   "The namespaces that the REPL loads, by alias."
   '{bpf bpfmap.core, host bpfmap.host, exec bpfmap.exec, prog bpfmap.prog, type bpfmap.type
-    feature bpfmap.feature})
+    feature bpfmap.feature, display bpfmap.display})
 
 (def ^:private greeting
   ["(exec/list {}) lists all maps, (bpf/open 12) opens one, (doc bpf/open) describes it."

@@ -10,7 +10,6 @@
             [bpfmap.impl.display.host :as display.host]
             [bpfmap.impl.edn :as edn]
             [bpfmap.impl.field-path :as field-path]
-            [bpfmap.impl.type.node :as node]
             [clojure.walk :as walk])
   (:import (clojure.lang ExceptionInfo)
            (java.io File IOException)
@@ -120,7 +119,7 @@
 
       (template {:name \"counts\" :key :u32 :value :u64}) ;=> {\"counts\" {\"key\" nil, \"value\" nil}}"
   [{:keys [name] :as spec}]
-  (let [fields (hints/fields {:key (node/node-of spec :key) :value (node/node-of spec :value)})]
+  (let [fields (hints/fields (hints/sides spec))]
     (with-meta {(or name "") (apply array-map (mapcat (fn [[path]] [path nil]) fields))}
       {:types (into {} (map (fn [[path node]] [path (hints/type-text node)])) fields)})))
 
@@ -164,8 +163,7 @@
         of-options (mapcat identity as)
         of-file (when hints (read-file hints map-name))]
     (when (or (seq of-options) (seq of-file))
-      (let [compiled (compiled of-options of-file
-                               {:key (node/node-of spec :key) :value (node/node-of spec :value)}
+      (let [compiled (compiled of-options of-file (hints/sides spec)
                                {:host (display.host/resolvers)
                                 :types (:types spec)
                                 :enum-in (when m (in-btf-of m))})

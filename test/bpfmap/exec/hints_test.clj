@@ -105,6 +105,11 @@
       (is (= [{:title "10.0.0.1" :buckets [{:from "2us" :to "3us" :count 2}]}]
              (map #(select-keys % [:title :buckets])
                   (exec/hist {:ref m :as {:key :ipv4 :slots :us}}))))))
+  (testing "devices are interfaces"
+    (with-open [m ^Closeable (bpf/create {:type :devmap :max-entries 2 :value-size 8})]
+      (bpf/put! m 1 {:ifindex 1 :program nil})
+      (is (= {:key 1 :value {:ifindex "lo" :program nil}}
+             (peek (exec/dump {:ref m :where "key=1" :as "ifindex=ifname"}))))))
   (testing "stacks are symbols"
     (with-open [m ^Closeable (bpf/create {:type :stack-trace :max-entries 64})]
       (programs/record-stacks m :user)

@@ -10,6 +10,7 @@
             [bpfmap.impl.display.amount :as amount]
             [bpfmap.impl.display.text :as text]
             [bpfmap.impl.field-path :as field-path]
+            [bpfmap.impl.map-types :as map-types]
             [bpfmap.impl.nearest :as nearest]
             [bpfmap.impl.type.node :as node]
             [clojure.string :as str])
@@ -429,6 +430,27 @@
                         (at below (drop n path) exact? fold (conj keys key))))
                     (fields-of node))))
           (if exact? [1] (range (count path) 0 -1)))))
+
+(def ^:private of-references
+  "The types of values that are read as references, by `:refers` of the row of the map type."
+  {:map-id [:struct [:map-id :u32]]
+   :program-id [:struct [:program-id :u32]]
+   :socket-cookie [:struct [:socket-cookie :u64]]})
+
+(defn sides
+  "Returns the nodes of keys and values of a spec, as they are read.
+
+      (sides {:type :hash :key :u32 :value :u64}) ;=> {:key {…} :value {…}}"
+  [{:keys [type] :as spec}]
+  (into {}
+        (for [side [:key :value]
+              :let [out (get-in map-types/types [type :refers side :out])
+                    node (cond
+                           (of-references out) (node/node (of-references out) nil [side])
+                           (= :functions out) {:kind :via}
+                           :else (node/node-of spec side))]
+              :when node]
+          [side node])))
 
 (defn- leaves
   "Returns the leaves below a node, as `[path node]` with the path as text."
