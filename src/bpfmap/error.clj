@@ -51,7 +51,7 @@
             :thrown-by "`pin!`, `move-pin!`, `put!` on struct_ops, the nREPL server"}
    :incompatible
    {:meaning "The map does not match the spec, the saved map or the given types, or the kernel does not accept the object as a value of the map."
-    :thrown-by "`create` with `:pinning`, `open` with types, `put!` on maps of objects, `restore`"}
+    :thrown-by "`create` with `:pinning`, `open` with types, `put!` on maps of objects, `restore`, `object/load`"}
    :interrupted {:meaning "The thread was interrupted, or a signal ended the call."
                  :thrown-by "`test-run`, `watch`, `diff`, `demo`, the pod"}
    :invalid-edn {:meaning "The text is not EDN, or exceeds a limit."
@@ -59,10 +59,10 @@
    :invalid-message {:meaning "The message does not follow the pod protocol."
                      :thrown-by "the pod"}
    :invalid-program {:meaning "The instructions of a program cannot be assembled."
-                     :thrown-by "`prog/load`, `asm/assemble`"}
+                     :thrown-by "`prog/load`, `asm/assemble`, `object/load`"}
    :invalid-spec
    {:meaning "The spec breaks a rule of its map type. `:bpfmap/problems` has all problems."
-    :thrown-by "`create`, `spec/complete`"}
+    :thrown-by "`create`, `spec/complete`, `object/load`"}
    :invalid-value {:meaning "An argument, key, value or option is invalid."
                    :thrown-by "all functions"}
    :io {:meaning "A file cannot be read or written."
@@ -91,7 +91,7 @@
    :not-confirmed {:meaning "The map is in use by others. `:yes true` confirms the change."
                    :thrown-by "commands that change a map"}
    :not-found {:meaning "The map, program, pin, name or object does not exist."
-               :thrown-by "`open`, `unpin!`, `put!` with a reference, `host` functions, `object/read`"}
+               :thrown-by "`open`, `unpin!`, `put!` with a reference, `host` functions, `object/read`, `object/load`"}
    :not-saved {:meaning "The file is not a map saved by `save`."
                :thrown-by "`restore`, `diff` with a saved map"}
    :not-supported
@@ -103,8 +103,8 @@
    {:meaning "A capability, a file mode, the frozen state or a security module denies the call."
     :thrown-by "all functions that call the kernel"}
    :program-rejected
-   {:meaning "The kernel rejected the program. `:bpfmap/log` has the verifier's log."
-    :thrown-by "`prog/load`"}
+   {:meaning "The kernel rejected the program. `:bpfmap/reason` has the reason, and `:bpfmap/log` the verifier's log."
+    :thrown-by "`prog/load`, `object/load`"}
    :read-only {:meaning "The map was opened read-only, or its memory is mapped read-only."
                :thrown-by "all functions that write"}
    :too-many-files {:meaning "The process or the system has reached its limit of open files."

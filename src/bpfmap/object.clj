@@ -1,25 +1,30 @@
 (ns bpfmap.object
-  "Reads compiled BPF objects, which `clang -target bpf -g -O2 -c` makes, as data.
+  "Reads compiled BPF objects as data, and loads them into the kernel.
 
-      (def o (read \"flows.bpf.o\"))
+      (def o (read \"flows.bpf.o\")) ; of `clang -target bpf -g -O2 -c flows.bpf.c`
       (get-in o [:maps \"flows\"])
       ;=> {:name \"flows\" :type :hash :key :u32 :value [:struct {:name \"flow\"} …] :max-entries 1024}
-      (print (bpfmap.asm/disassemble (get-in o [:programs \"count\"])))
 
-  An object is one plain map, without any open resource: change it with `assoc-in`, `update-in` and
-  `dissoc`, print it, compare it, or write it to a file. Reading needs no privileges and works on
-  any system. See doc/objects.md."
-  (:refer-clojure :exclude [read])
+      (with-open [x (load (assoc-in o [:variables \"limit\" :value] 500))]
+        @(get-in x [:variables \"limit\"]) ;=> 500
+        (into {} (get-in x [:maps \"flows\"])))
+
+  What [[read]] returns is one plain map, without any open resource: change it with `assoc-in`,
+  `update-in` and `dissoc`, print it, compare it, or write it to a file. Reading needs no privileges
+  and works on any system. [[load]] loads the value, as it is then, into the running kernel. See
+  doc/objects.md."
+  (:refer-clojure :exclude [load read])
   (:require [bpfmap.bytes :as bytes]
             [bpfmap.error :as error]
             [bpfmap.impl.btf.blob :as blob]
             [bpfmap.impl.host.kernel-btf :as kernel-btf]
             [bpfmap.impl.object.core :as core]
             [bpfmap.impl.object.core-relocation :as core-relocation]
+            [bpfmap.impl.object.load :as load]
             [bpfmap.impl.object.reader :as reader]
             [bpfmap.impl.options :as options]
             [clojure.string :as str])
-  (:import (java.io File FileInputStream IOException InputStream)
+  (:import (java.io Closeable File FileInputStream IOException InputStream)
            (java.nio.file Path)))
 
 (set! *warn-on-reflection* true)
@@ -189,3 +194,50 @@
                          (map #(assoc % :function function-name)
                               (core-relocation/explained-relocations local targets part))))
                all))))))
+
+(defn load
+  "Loads an object into the running kernel; returns it open.
+
+  `object` is a result of [[read]], changed or not. In order, its BTF, its maps, and its programs are
+  loaded, then the contents of maps that refer to programs. If a step fails, everything is given
+  back: no map, program, pin or descriptor is left.
+
+  | option        | meaning                                                                     |
+  |---------------|-----------------------------------------------------------------------------|
+  | `:maps`       | open maps by name, to use instead of new ones; the caller closes them       |
+  | `:pin-path`   | where maps with `:pinning :by-name` are pinned, or taken from; default: /sys/fs/bpf |
+  | `:only`       | the names of the programs to load, also of those with `:autoload false`     |
+  | `:attach-to`  | open programs by name: what a `freplace`, `fentry` or `fexit` program of that name is for |
+  | `:kernel-btf` | the types of the kernel for CO-RE, a result of `bpfmap.btf/parse`; default: those of the running kernel |
+  | `:log`        | `:stats`: the verifier's statistics of each program; `:full`: its whole log |
+
+  All programs are loaded, except those with `:autoload false` and those of struct_ops that no map
+  refers to. All maps are created, except those that only other programs need. A section of
+  constants is frozen before programs are loaded.
+
+  The result is closed with `with-open`, which closes its programs and maps. Programs that are
+  attached and maps that are pinned stay in the kernel. It has these keys, and makes no system call
+  to print:
+
+  | key           | value                                                                       |
+  |---------------|-----------------------------------------------------------------------------|
+  | `:maps`       | name to open map, as from `bpfmap.core/create`; `\".bss\"` and others are sections |
+  | `:programs`   | name to open program, as from `bpfmap.prog/load`                            |
+  | `:variables`  | name to a view (`bpfmap.memory`) of the variable in the map's memory: `@` reads it, `write!` writes it |
+  | `:struct-ops` | name to the value of a struct_ops map; one without `:link` is registered by `(bpf/put! m 0 value)` |
+  | `:stats`      | with `:log :stats`, program name to `{:insns n :total-states n …}`          |
+  | `:logs`       | with `:log :full`, program name to text                                     |
+  | `:name` `:license` | as in the object                                                       |
+
+  Throws `:program-rejected` if the verifier rejects a program: the message and the data have its
+  reason, the source line and a hint, `:bpfmap/log` the whole log. Throws `:invalid-value`,
+  `:invalid-spec`, `:invalid-program` or `:incompatible` for a value that cannot be loaded, before
+  the kernel sees it, with the place under `:bpfmap/path`; `:not-found` for what this kernel does
+  not have, such as the function that a program attaches to; `:not-supported` for an object of the
+  other byte order; `:permission` without CAP_BPF and the capabilities of the program types.
+
+      (with-open [x (load (read \"flows.bpf.o\") {:only [\"count\"]})]
+        (bpfmap.prog/test-run (get-in x [:programs \"count\"]) {:data (byte-array 64)})
+        @(get-in x [:variables \"total\"])) ;=> 1"
+  (^Closeable [object] (load object nil))
+  (^Closeable [object options] (load/load-object object options)))

@@ -126,17 +126,19 @@
   (let [{:keys [type name license insns expected-attach-type attach-btf-id]} program
         {:keys [bytes relocations functions]} (asm/assemble insns)
         relocations (mapv #(assoc % :fd (descriptor-of (:ref %))) relocations)
-        fd (prog/load {:type (types type type)
-                       :name (spec/kernel-name name)
-                       :license (or license "GPL")
-                       :insns bytes
-                       :relocations relocations
-                       :functions functions
-                       :patch! asm/patch-map-fd!
-                       :expected-attach-type (attach-types
-                                              expected-attach-type expected-attach-type)
-                       :attach-btf-id attach-btf-id}
-                      {:op :load :program-type (if (keyword? type) type (prog/type-name type))})]
+        {:keys [fd]} (prog/load {:type (types type type)
+                                 :name (spec/kernel-name name)
+                                 :license (or license "GPL")
+                                 :insns bytes
+                                 :relocations relocations
+                                 :functions functions
+                                 :patch! asm/patch-map-fd!
+                                 :expected-attach-type (attach-types
+                                                        expected-attach-type expected-attach-type)
+                                 :attach-btf-id attach-btf-id}
+                                {:op :load :program-type (if (keyword? type)
+                                                           type
+                                                           (prog/type-name type))})]
     (Program. fd type (spec/kernel-name name)
               (when expected-attach-type {:attach-type expected-attach-type}))))
 

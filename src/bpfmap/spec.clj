@@ -20,7 +20,7 @@
   | `:struct-ops`  | the name of the kernel struct that a map of this type implements, such as \"tcp_congestion_ops\" |
   | `:pinning`     | `:by-name`: use the map pinned under this name, or create and pin it |
   | `:contents`    | entries to write before the map is pinned: a map or pairs; for a queue, values |
-  | `:freeze`      | true: user space cannot change the map afterwards                    |
+  | `:freeze`      | true: user space cannot change the map afterwards; false: it can, whatever the name |
   | `:record-type` | the type of the records of a ring buffer or perf event array; not used by create |
   | `:tags`        | strings of the source code (`btf_decl_tag`); not used by create      |
 

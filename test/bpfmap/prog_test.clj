@@ -126,7 +126,7 @@
       (is (= [:program-rejected :load] [error op]))
       (is (keyword? errno))
       (is (str/includes? log "R5 !read_ok"))
-      (is (str/includes? message "the verifier rejected the program"))
+      (is (str/includes? message "Loading the program failed with EACCES: R5 !read_ok"))
       (is (str/includes? message "R5 !read_ok")))
     (testing "also a log that is longer than its first buffer"
       (let [{:bpfmap/keys [error log]}

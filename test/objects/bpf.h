@@ -18,10 +18,15 @@ typedef _Bool bool;
 #define __kconfig SEC(".kconfig")
 #define __ksym SEC(".ksyms")
 
+struct xdp_md {
+	u32 data, data_end;
+};
+
 static void *(*map_lookup)(void *map, const void *key) = (void *)1;
 static long (*map_update)(void *map, const void *key, const void *value, u64 flags) = (void *)2;
 static u64 (*ktime)(void) = (void *)5;
 static long (*trace)(const char *format, u32 size, ...) = (void *)6;
+static long (*store_bytes)(void *skb, u32 offset, const void *from, u32 size, u64 flags) = (void *)9;
 static long (*tail_call)(void *context, void *map, u32 index) = (void *)12;
 static u64 (*current_task)(void) = (void *)35;
 static long (*probe_read)(void *to, u32 size, const void *from) = (void *)113;

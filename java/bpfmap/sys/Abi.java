@@ -128,6 +128,7 @@ public final class Abi {
     // --- flags of BPF_PROG_LOAD
 
     public static final int BPF_F_SLEEPABLE = 1 << 4;
+    public static final int BPF_F_XDP_HAS_FRAGS = 1 << 5;
 
     // --- flags of BPF_LINK_CREATE
 
@@ -200,7 +201,14 @@ public final class Abi {
     public static final int PROG_LOAD_FUNC_INFO_REC_SIZE = 76;
     public static final int PROG_LOAD_FUNC_INFO = 80;
     public static final int PROG_LOAD_FUNC_INFO_CNT = 88;
+    public static final int PROG_LOAD_LINE_INFO_REC_SIZE = 92;
+    public static final int PROG_LOAD_LINE_INFO = 96;
+    public static final int PROG_LOAD_LINE_INFO_CNT = 104;
     public static final int PROG_LOAD_ATTACH_BTF_ID = 108;
+    /** A union: the program to attach to, or the BTF object of {@link #PROG_LOAD_ATTACH_BTF_ID}. */
+    public static final int PROG_LOAD_ATTACH_PROG_FD = 112;
+    public static final int PROG_LOAD_ATTACH_BTF_OBJ_FD = 112;
+    public static final int PROG_LOAD_FD_ARRAY = 120;
 
     // --- union bpf_attr: BPF_TASK_FD_QUERY
 

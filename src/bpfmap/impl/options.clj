@@ -41,6 +41,12 @@
    :test-run {:data anything :context anything
               :repeat [#(or (nil? %) (and (int? %) (<= 1 (long %) 0x7fffffff)))
                        "a positive 32-bit integer"]}
+   :load {:maps [#(or (nil? %) (map? %)) "a map of names to open maps"]
+          :pin-path anything
+          :only [#(or (nil? %) (and (coll? %) (every? string? %))) "a collection of program names"]
+          :attach-to [#(or (nil? %) (map? %)) "a map of names to open programs"]
+          :kernel-btf anything
+          :log [#{nil :stats :full} ":stats or :full"]}
    :watch {:interval anything}
    :display {:type anything :spec [#(or (nil? %) (map? %)) "the spec of a map"] :types anything
              :btf anything}

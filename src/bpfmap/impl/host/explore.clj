@@ -152,6 +152,24 @@
                           [:id :program] (program-of-id id)
                           v))}))
 
+;; --- objects
+
+(defn of-object
+  "Returns the state of a loaded object as data.
+  For `datafy`.
+
+      (get-in (of-object x) [:variables \"packets\"]) ;=> 42"
+  [x]
+  (with-nav {:name (:name x)
+             :license (:license x)
+             :maps (update-vals (:maps x) #(or-error (lifecycle/info %)))
+             :programs (update-vals (:programs x) #(or-error (program-row (prog/info %))))
+             :variables (update-vals (:variables x) #(or-error (deref %)))}
+    {:nav (fn [k v]
+            (if (= :maps k)
+              (update-vals (:maps x) #(or-error (of-map %)))
+              v))}))
+
 ;; --- the host
 
 (def ^:private of-host

@@ -1,11 +1,11 @@
 (ns ^:no-doc bpfmap.impl.kernel.prog
   "Commands of bpf(2) on programs."
   (:refer-clojure :exclude [load])
-  (:require [bpfmap.impl.escape :as escape]
-            [bpfmap.impl.btf.writer :as btf.writer]
+  (:require [bpfmap.impl.btf.writer :as btf.writer]
             [bpfmap.impl.kernel.btf :as kernel.btf]
             [bpfmap.impl.kernel.call :as call]
             [bpfmap.impl.kernel.procfs :as procfs]
+            [bpfmap.impl.prog.verifier-log :as verifier-log]
             [clojure.set :as set]
             [clojure.string :as str])
   (:import (bpfmap.sys Abi Attr Bytes Fd Info)
@@ -75,11 +75,19 @@
   of two instructions, under signals every few microseconds."
   1000)
 
-(def ^:private log-sizes
-  "Bytes of the verifier's log, by attempt: none before there is an error.
+(def ^:private attempts
+  "Levels and sizes of the verifier's log, by attempt, for each `:log`.
 
-  Before Linux 5.15 the kernel accepts at most the last size (UINT_MAX >> 8)."
-  [0 0x10000 0xffffff])
+  Sizes are in bytes. Without a `:log`, there is no log before there is an error. Level 1 has everything, and 4 the
+  statistics alone (Linux 5.2). Before Linux 5.15 the kernel accepts at most the last size (UINT_MAX >> 8)."
+  (let [rejected [[1 0x10000] [1 0xffffff]]]
+    {nil (into [[0 0]] rejected)
+     :stats (into [[4 0x10000]] rejected)
+     :full (conj rejected [0 0])}))
+
+(def ^:private flags
+  "Flags of programs by name."
+  {:sleepable Abi/BPF_F_SLEEPABLE :xdp-has-frags Abi/BPF_F_XDP_HAS_FRAGS})
 
 (defn- function-btf
   "Returns BTF of a program with n further functions.
@@ -104,100 +112,139 @@
       (.putInt buffer (int (+ 3 i)))) ; ids of types begin at 1, and two precede the functions
     (.array buffer)))
 
+(defn- records!
+  "Sets the fields of an array of records: the size of one, the bytes, the number."
+  [^Attr attr ^bytes records size size-field records-field count-field]
+  (doto attr
+    (.int32 size-field size)
+    (.bytes records-field records)
+    (.int32 count-field (quot (alength records) (int size)))))
+
+(defn- fd-array!
+  "Sets the array of descriptors that calls refer to by index; index 0 is not used."
+  [^Attr attr fds]
+  (let [numbers (doto (ByteBuffer/allocate (* 4 (inc (count fds))))
+                  (.order (ByteOrder/nativeOrder))
+                  (.putInt 0))]
+    (doseq [fd fds]
+      (.putInt numbers (.use attr fd)))
+    (.bytes attr Abi/PROG_LOAD_FD_ARRAY (.array numbers))))
+
+(defn- fill!
+  "Sets the fields of an attribute that say what a program is."
+  [^Attr attr {:keys [type name license ^bytes insns relocations btf func-info ^bytes line-info
+                      patch! expected-attach-type attach-btf-id attach-btf attach-program fd-array
+                      kernel-version]
+               flag-names :flags}]
+  (let [insns (reduce (fn [bytes {:keys [slot fd]}]
+                        (patch! bytes slot (.use attr fd)))
+                      (aclone insns)
+                      relocations)]
+    (doto attr
+      (.int32 Abi/PROG_LOAD_PROG_TYPE type)
+      (.int32 Abi/PROG_LOAD_INSN_CNT (quot (alength ^bytes insns) 8))
+      (.bytes Abi/PROG_LOAD_INSNS insns)
+      (.string Abi/PROG_LOAD_LICENSE license)))
+  (when kernel-version (.int32 attr Abi/PROG_LOAD_KERN_VERSION kernel-version))
+  (when (seq flag-names)
+    (.int32 attr Abi/PROG_LOAD_PROG_FLAGS (reduce bit-or (map flags flag-names))))
+  (when (seq name) (.name attr Abi/PROG_LOAD_PROG_NAME name))
+  (when btf
+    (.fd attr Abi/PROG_LOAD_PROG_BTF_FD btf)
+    (records! attr func-info 8 Abi/PROG_LOAD_FUNC_INFO_REC_SIZE Abi/PROG_LOAD_FUNC_INFO
+              Abi/PROG_LOAD_FUNC_INFO_CNT)
+    (when (and line-info (pos? (alength line-info)))
+      (records! attr line-info 16 Abi/PROG_LOAD_LINE_INFO_REC_SIZE Abi/PROG_LOAD_LINE_INFO
+                Abi/PROG_LOAD_LINE_INFO_CNT)))
+  (when expected-attach-type
+    (.int32 attr Abi/PROG_LOAD_EXPECTED_ATTACH_TYPE expected-attach-type))
+  (when attach-btf-id (.int32 attr Abi/PROG_LOAD_ATTACH_BTF_ID attach-btf-id))
+  (when attach-btf (.fd attr Abi/PROG_LOAD_ATTACH_BTF_OBJ_FD attach-btf))
+  (when attach-program (.fd attr Abi/PROG_LOAD_ATTACH_PROG_FD attach-program))
+  (when (seq fd-array) (fd-array! attr fd-array)))
+
+(defn- action [{:keys [title]}]
+  (if title (str "Loading program " title) "Loading the program"))
+
 (defn- load-once
-  "Returns the program's descriptor, or `{:refused exception :log text}`.
+  "Returns `{:fd descriptor :log text}`, or `{:refused exception :log text}`.
 
   A log of size 0 is not requested."
-  [{:keys [type name license ^bytes insns relocations functions btf patch! expected-attach-type
-           attach-btf-id]}
-   log-size ctx]
-  (let [log (volatile! nil)]
+  [program [log-level log-size] ctx]
+  (let [log (volatile! nil)
+        log? (pos? (long log-size))]
     (try
-      (call/command "Loading the program" ctx Abi/BPF_PROG_LOAD
-                    (fn [^Attr attr]
-                      (let [insns (reduce (fn [bytes {:keys [slot fd]}]
-                                            (patch! bytes slot (.use attr fd)))
-                                          (aclone insns)
-                                          relocations)]
-                        (doto attr
-                          (.int32 Abi/PROG_LOAD_PROG_TYPE type)
-                          (.int32 Abi/PROG_LOAD_INSN_CNT (quot (alength ^bytes insns) 8))
-                          (.bytes Abi/PROG_LOAD_INSNS insns)
-                          (.string Abi/PROG_LOAD_LICENSE license)))
-                      (when (seq name)
-                        (.name attr Abi/PROG_LOAD_PROG_NAME name))
-                      (when btf
-                        (doto attr
-                          (.fd Abi/PROG_LOAD_PROG_BTF_FD btf)
-                          (.int32 Abi/PROG_LOAD_FUNC_INFO_REC_SIZE 8)
-                          (.bytes Abi/PROG_LOAD_FUNC_INFO (function-info (cons 0 functions)))
-                          (.int32 Abi/PROG_LOAD_FUNC_INFO_CNT (inc (count functions)))))
-                      (when expected-attach-type
-                        (.int32 attr Abi/PROG_LOAD_EXPECTED_ATTACH_TYPE expected-attach-type))
-                      (when attach-btf-id
-                        (.int32 attr Abi/PROG_LOAD_ATTACH_BTF_ID attach-btf-id))
-                      (when (pos? (long log-size))
-                        (.int32 attr Abi/PROG_LOAD_LOG_LEVEL 1)
-                        (.int32 attr Abi/PROG_LOAD_LOG_SIZE log-size)
-                        (.buffer attr Abi/PROG_LOAD_LOG_BUF log-size)))
-                    (fn [outcome attr ^MemorySegment memory]
-                      (when (neg? (long outcome))
-                        (when (pos? (long log-size))
-                          (vreset! log (call/text memory 0 log-size)))
-                        (throw (call/failure "Loading the program" outcome ctx)))
-                      (call/own-fd outcome attr memory))
-                    neg?)
+      {:fd (call/command (action program) ctx Abi/BPF_PROG_LOAD
+                         (fn [^Attr attr]
+                           (fill! attr program)
+                           (when log?
+                             (.int32 attr Abi/PROG_LOAD_LOG_LEVEL log-level)
+                             (.int32 attr Abi/PROG_LOAD_LOG_SIZE log-size)
+                             (.buffer attr Abi/PROG_LOAD_LOG_BUF log-size)))
+                         (fn [outcome attr ^MemorySegment memory]
+                           (when log? (vreset! log (call/text memory 0 log-size)))
+                           (when (neg? (long outcome))
+                             (throw (call/failure (action program) outcome ctx)))
+                           (call/own-fd outcome attr memory))
+                         neg?)
+       :log @log}
       (catch ExceptionInfo e
         {:refused e :log @log}))))
 
-(defn- add-log
-  "Returns the exception with the end of the verifier's log in its message."
-  [^Throwable e log]
-  (let [lines (some-> log str/trim not-empty str/split-lines)]
-    (if lines
-      (ex-info (str (ex-message e) "\n" (str/join "\n" (map escape/escape (take-last 6 lines))))
-               (assoc (ex-data e) :bpfmap/log log)
-               e)
-      e)))
+(defn- refusal
+  "Returns the exception for a program that the kernel refused.
 
-(defn- load-with-log
+  An empty log is a fact too: the verifier did not come to the instructions."
+  ^Throwable [program ^ExceptionInfo e log ctx]
+  (let [{:bpfmap/keys [error errno-code]} (ex-data e)]
+    (if (and (= :program-rejected error) log (str/blank? log))
+      (call/failure (action program) (- (long errno-code)) (assoc ctx :silent true))
+      (verifier-log/explained e log (assoc (select-keys program [:line :poison])
+                                           :type (:program-type ctx))))))
+
+(defn- load-with-btf
   "Does the same as [[load]], with the BTF of a program that needs it loaded."
-  ^Fd [program ctx]
-  (loop [program program log-sizes log-sizes attempt 1 reason nil]
-    (let [{:keys [refused log] :as loaded} (load-once program (first log-sizes) ctx)
+  [program ctx]
+  (loop [program program, attempts (attempts (:log program)), interrupted 1, reason nil]
+    (let [{:keys [refused log] :as loaded} (load-once program (first attempts) ctx)
           {:bpfmap/keys [error errno]} (when refused (ex-data refused))
-          reason (if (or (nil? reason) (not= :ENOSPC errno)) refused reason)]
+          reason (if (or (nil? reason) (not= :ENOSPC errno)) refused reason)
+          [level] (first attempts)]
       (cond
         (nil? refused)
         loaded
 
-        (and (= :EAGAIN errno) (< attempt max-attempts))
-        (recur program log-sizes (inc attempt) nil)
+        (and (= :EAGAIN errno) (< interrupted max-attempts))
+        (recur program attempts (inc interrupted) nil)
 
         (and (= :E2BIG errno) (seq (:name program)))
-        (recur (dissoc program :name) log-sizes attempt nil)
+        (recur (dissoc program :name) attempts interrupted nil)
 
         ;; ENOSPC: the log is longer than its buffer.
-        (and (next log-sizes)
-             (or (= :ENOSPC errno) (and (= :program-rejected error) (nil? log))))
-        (recur program (rest log-sizes) attempt reason)
+        (and (next attempts)
+             (or (= :ENOSPC errno) (and (= :program-rejected error) (not= 1 level))))
+        (recur program (rest attempts) interrupted reason)
 
         ;; A log longer than all buffers hides the errno of the attempt without a log.
         :else
-        (throw (add-log reason log))))))
+        (throw (refusal program reason log ctx))))))
 
 (defn load
-  "Loads an assembled program; returns its descriptor.
+  "Loads an assembled program; returns `{:fd descriptor :log text}`.
 
   If the kernel rejects it, loads it again to get the verifier's log. Before Linux 4.15 programs
   have no names: after E2BIG it is loaded without a name. A program with `:functions` gets BTF,
-  which needs Linux 5.0."
-  ^Fd [{:keys [functions] :as program} ctx]
-  (if (empty? functions)
-    (load-with-log program ctx)
+  which needs Linux 5.0, unless it has `:btf`, the descriptor of an own, with `:func-info` and
+  `:line-info`.
+
+  With `:log` `:stats` or `:full`, the result has the statistics or the whole log of a program that
+  loads. `:line` and `:poison` are functions of a slot, see `verifier-log/explained`."
+  [{:keys [functions btf] :as program} ctx]
+  (if (or btf (empty? functions))
+    (load-with-btf program ctx)
     (let [btf (kernel.btf/load (function-btf (count functions)) nil ctx)]
       (try
-        (load-with-log (assoc program :btf btf) ctx)
+        (load-with-btf (assoc program :btf btf :func-info (function-info (cons 0 functions))) ctx)
         (finally (call/close btf))))))
 
 ;; --- info

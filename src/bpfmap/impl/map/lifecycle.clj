@@ -377,7 +377,7 @@
 (defn- create-bare
   "Creates an empty map from a completed spec; returns `{:fd :untyped}`."
   [{:keys [inner-map token struct-ops] :as spec} ctx]
-  (let [template (some-> inner-map (assoc :token token) (create-bare ctx) :fd)
+  (let [template (some-> inner-map (assoc :token token) (create-bare (dissoc ctx :btf)) :fd)
         create #(map-btf/create-with-btf (cond-> spec template (assoc :inner-map template))
                                          (assoc ctx :unsupported
                                                 (delay
@@ -418,7 +418,7 @@
                         nil)]
         (when (seq contents)
           (fill m spec))
-        (when (or freeze (spec/frozen-by-name? name))
+        (when (if (some? freeze) freeze (spec/frozen-by-name? name))
           (kernel.map/freeze fd (assoc ctx :op :freeze!)))
         m))))
 
@@ -452,7 +452,9 @@
   16)
 
 (defn- open-or-create-pinned
-  "Opens the map pinned under a spec's name, or creates it and pins it there."
+  "Opens the map pinned under a spec's name, or creates it and pins it there.
+
+  Returns the map and true if it was there already."
   [{:keys [name] :as spec} dir ctx]
   (let [path (str dir "/" name)
         found (fn []
@@ -461,7 +463,12 @@
                   (catch ExceptionInfo e
                     (when-not (= :not-found (:bpfmap/error (ex-data e)))
                       (throw e)))))]
-    (or (some (fn [_] (or (found) (create-pinned spec path ctx))) (range max-attempts))
+    (or (some (fn [_]
+                (if-let [m (found)]
+                  [m true]
+                  (when-let [m (create-pinned spec path ctx)]
+                    [m false])))
+              (range max-attempts))
         (throw (unusable-path-error path)))))
 
 (defn- use-memory-if-mapped
@@ -516,27 +523,41 @@
           (when reusable? (cache/keep! same-specs 128 k complete))
           complete))))
 
-(defn create
-  "Creates a map from a spec, or opens the map pinned under its name."
-  [spec options]
+(defn check-spec
+  "Throws `:invalid-spec` for a spec that breaks a rule."
+  [spec]
+  (complete spec))
+
+(defn create-or-reuse
+  "Creates a map from a spec, or opens the map pinned under its name.
+
+  Returns the map and true if it was there already. `btf` is nil, or `{:fd :ids}` with a BTF object
+  that has the types of key and value under two ids; without it, one is made of the spec."
+  [spec options btf]
   (options/check :create options)
   (when (contains? options :pin-path)
     (call/path-text (:pin-path options) :create))
   (let [spec (complete spec)
         {:keys [name type numa-node]} spec
         ctx (cond-> {:op :create :type type :map (if name {:name name :type type} {:type type})}
-              numa-node (assoc :numa-node numa-node))
+              numa-node (assoc :numa-node numa-node)
+              btf (assoc :btf btf))
         spec (if (:struct-ops spec) (struct-ops/complete spec ctx) spec)]
     (try
-      (use-memory-if-mapped options
-                            (if (= :by-name (:pinning spec))
-                              (open-or-create-pinned spec (:pin-path options "/sys/fs/bpf") ctx)
-                              (create-new spec ctx)))
+      (let [[m reused?] (if (= :by-name (:pinning spec))
+                          (open-or-create-pinned spec (:pin-path options "/sys/fs/bpf") ctx)
+                          [(create-new spec ctx) false])]
+        [(use-memory-if-mapped options m) reused?])
       (catch ExceptionInfo e
         ;; Opening, freezing and pinning are steps of create here.
         (throw (if (= :create (:bpfmap/op (ex-data e)))
                  e
                  (ex-info (ex-message e) (assoc (ex-data e) :bpfmap/op :create) e)))))))
+
+(defn create
+  "Creates a map from a spec, or opens the map pinned under its name."
+  [spec options]
+  (first (create-or-reuse spec options nil)))
 
 ;; --- open
 

@@ -140,15 +140,25 @@
           (= :invalid-value error) {:untyped (ex-message e)} ; too large to be written as BTF
           :else (throw e))))))
 
+(defn- with-ids
+  "Returns a given BTF object with the ids that the map type takes, or nil."
+  [{[key value :as ids] :ids :as btf} {:keys [type]}]
+  (case (:btf (map-types/types type))
+    :none nil
+    :value (assoc btf :ids [0 value])
+    :kernel (assoc btf :ids [0 0])
+    (when (some pos? ids) (assoc btf :ids [key value]))))
+
 (defn create-with-btf
   "Creates a map from a completed spec, with BTF if possible: `{:fd :untyped}`.
 
   `:untyped` is the reason for having no BTF. Retries without BTF once, and only after a failure
-  that BTF can cause."
-  [spec ctx]
+  that BTF can cause. `:btf` of the context is a BTF object to use, `{:fd :ids}`; its owner closes
+  it."
+  [spec {given :btf :as ctx}]
   ;; The probes for what this kernel lacks run only if everything else fails.
   (let [without (dissoc ctx :unsupported)
-        {btf :fd :keys [ids untyped]} (load-btf spec without)
+        {btf :fd :keys [ids untyped]} (if given (with-ids given spec) (load-btf spec without))
         untyped-spec (cond-> spec (:name spec) (update :name spec/kernel-name))]
     (if-not btf
       {:fd (kernel.map/create untyped-spec ctx) :untyped untyped}
@@ -162,7 +172,7 @@
              :untyped (str "the kernel rejected the types of key and value for this map ("
                            (name (:bpfmap/errno (ex-data e))) ")")}
             (throw e)))
-        (finally (call/close btf))))))
+        (finally (when-not given (call/close btf)))))))
 
 ;; --- BTF to types
 

@@ -99,6 +99,13 @@
 
 ;; --- the variables of a map
 
+(defn variable
+  "Returns a variable of a section that is read and written by system calls.
+
+  `member` is its place, `{:offset :layout}` with a delay of the layout."
+  [m name member]
+  (Variable. m name member nil))
+
 (defn- section
   "Returns the layout of a map that is a data section; throws for any other."
   [^BpfMap m]

@@ -1,0 +1,859 @@
+(ns ^:no-doc bpfmap.impl.object.load
+  "Loads an object into the kernel: BTF, maps, programs, and contents that refer to both.
+
+  In order: what is to be loaded; maps; references of programs; programs; the whole. Everything that
+  is made goes on a stack, from which it is given back if a step fails."
+  (:require [bpfmap.asm :as asm]
+            [bpfmap.bytes :as bytes]
+            [bpfmap.error :as error]
+            [bpfmap.impl.btf.blob :as blob]
+            [bpfmap.impl.codec :as codec]
+            [bpfmap.impl.host.kernel-btf :as kernel-btf]
+            [bpfmap.impl.feature.btf :as feature.btf]
+            [bpfmap.impl.kernel.btf :as kernel.btf]
+            [bpfmap.impl.kernel.call :as call]
+            [bpfmap.impl.kernel.element :as kernel.element]
+            [bpfmap.impl.kernel.map :as kernel.map]
+            [bpfmap.impl.kernel.prog :as kernel.prog]
+            [bpfmap.impl.map-types :as map-types]
+            [bpfmap.impl.map.bpf-map :as bpf-map]
+            [bpfmap.impl.map.element-ops :as element-ops]
+            [bpfmap.impl.map.lifecycle :as lifecycle]
+            [bpfmap.impl.map.mapped :as mapped]
+            [bpfmap.impl.memory.bytes :as memory.bytes]
+            [bpfmap.impl.nearest :as nearest]
+            [bpfmap.impl.object.core :as core]
+            [bpfmap.impl.object.externs :as externs]
+            [bpfmap.impl.object.loadable-btf :as loadable-btf]
+            [bpfmap.impl.object.link :as link :refer [invalid]]
+            [bpfmap.impl.object.loaded :as loaded]
+            [bpfmap.impl.options :as options]
+            [bpfmap.impl.prog.program :as program]
+            [bpfmap.impl.prog.verifier-log :as verifier-log]
+            [bpfmap.spec :as spec]
+            [bpfmap.type :as type]
+            [clojure.string :as str])
+  (:import (bpfmap.impl.map.bpf_map BpfMap)
+           (bpfmap.impl.prog.program Program)
+           (bpfmap.sys Codec Fd)
+           (clojure.lang ExceptionInfo)
+           (java.io Closeable)
+           (java.lang.foreign MemorySegment)
+           (java.nio ByteBuffer ByteOrder)
+           (java.util Deque)))
+
+(set! *warn-on-reflection* true)
+
+(defn- at-path
+  "Returns an exception with the path of a part of an object.
+
+  A path that the exception has already continues it."
+  ^Throwable [^ExceptionInfo e path]
+  (let [data (ex-data e)]
+    (doto ^Throwable (ex-info (ex-message e)
+                              (assoc data
+                                     :bpfmap/op :load
+                                     :bpfmap/path (into path (:bpfmap/path data)))
+                              (or (ex-cause e) e))
+      (.setStackTrace (.getStackTrace e)))))
+
+(defmacro ^:private in-path
+  "Runs body; adds a path to errors."
+  [path & body]
+  `(try
+     ~@body
+     (catch ExceptionInfo e#
+       (throw (at-path e# ~path)))))
+
+;; ---------------------------------------------------------------- what is to be loaded
+
+(defn- check-parts
+  "Throws unless a part of an object is a map of names to maps."
+  [object k]
+  (let [parts (get object k)]
+    (when-not (or (nil? parts) (map? parts))
+      (throw (invalid [k] (str k " must be a map of names, got " (error/printed parts)))))
+    (doseq [[name part] parts]
+      (when-not (string? name)
+        (throw (invalid [k name] (str "A name of " k " must be a string, got "
+                                      (error/printed name)))))
+      (when-not (error/named-map? part)
+        (throw (invalid [k name] (str "A part of an object must be a map, got "
+                                      (error/printed part))))))))
+
+(def ^:private native-order
+  (if (= ByteOrder/BIG_ENDIAN (ByteOrder/nativeOrder)) :big-endian :little-endian))
+
+(defn- check-object [{:keys [byte-order license] :as object}]
+  (when-not (and (map? object) (map? (:programs object)) (map? (:maps object)))
+    (throw (invalid [] (str "An object must be a result of read, got " (error/printed object))
+                    "read the file first: (load (read \"flows.bpf.o\"))")))
+  (run! #(check-parts object %) [:maps :programs :functions :variables :kconfig :ksyms])
+  (when-not (or (nil? byte-order) (= native-order byte-order))
+    (throw (error/error :not-supported
+                        (str "The object is " (name byte-order) ", and this machine is "
+                             (name native-order))
+                        {:bpfmap/op :load :bpfmap/path [:byte-order]
+                         :bpfmap/hint (str "compile it with -target "
+                                           (if (= :big-endian native-order) "bpfeb" "bpfel"))})))
+  (when-not (or (nil? license) (string? license))
+    (throw (invalid [:license] (str ":license must be a string, got " (error/printed license))))))
+
+(defn- unknown-name [path what wanted names]
+  (invalid path (str "The object has no " what " " (error/printed wanted))
+           (if (seq names)
+             (nearest/alternatives wanted (sort names))
+             (str "it has none"))))
+
+(defn- implementations
+  "Returns the struct_ops programs of an object: name to `{:maps :struct :member}`.
+
+  A program can be in several maps, as the same member of the same struct."
+  [{:keys [maps]}]
+  (reduce
+   (fn [found [program {:keys [struct member] map-name :map :as use}]]
+     (let [known (found program)]
+       (when (and known (not= [struct member] [(:struct known) (:member known)]))
+         (throw (invalid [:maps map-name :contents 0 member]
+                         (str "The program " program " must have one member, got "
+                              (name member) " of " struct " and " (name (:member known)) " of "
+                              (:struct known)))))
+       (assoc found program (-> (dissoc use :map)
+                                (assoc :maps (conj (:maps known #{}) map-name))))))
+   {}
+   (for [[map-name {:keys [type struct-ops contents]}] maps
+         :when (= :struct-ops type)
+         [member value] (get (into {} contents) 0)
+         :when (and (map? value) (string? (:program value)))]
+     [(:program value) {:map map-name :struct struct-ops :member member}])))
+
+(defn- wanted?
+  "Returns true if a program is loaded by default.
+
+  A struct_ops program is loaded with a map that it is for."
+  [{:keys [maps]} implementations [name {:keys [type autoload]}]]
+  (and (not (false? autoload))
+       (or (not= :struct-ops type)
+           (some #(not (false? (get-in maps [% :autoload])))
+                 (:maps (implementations name))))))
+
+(defn- selected
+  "Returns the names of the programs to load, sorted."
+  [{:keys [programs] :as object} implementations {:keys [only]}]
+  (if (some? only)
+    (do (doseq [name only]
+          (when-not (contains? programs name)
+            (throw (unknown-name [:only] "program" name (keys programs)))))
+        (sort (set only)))
+    (sort (map key (filter #(wanted? object implementations %) programs)))))
+
+(defn- section? [map-name] (str/starts-with? map-name "."))
+
+(def ^:private arena-section ".addr_space.1")
+
+(defn- map-of-reference
+  "Returns the name of the map that a reference needs, or nil."
+  [{:keys [variables maps]} [k named]]
+  (let [of-section (fn [section]
+                     (if (= arena-section section)
+                       (some (fn [[name {:keys [type]}]] (when (= :arena type) name)) maps)
+                       section))]
+    (case k
+      :map named
+      :section (of-section named)
+      :variable (of-section (:section (get variables named)))
+      :kconfig ".kconfig"
+      nil)))
+
+(defn- references-of
+  "Returns the references in instructions, as entries."
+  [insns]
+  (keep #(when (and (map? %) (= 1 (count %)) (string? (val (first %))))
+           (first %))
+        (tree-seq sequential? seq insns)))
+
+(defn- references-from
+  "Returns all references of programs and of what they call.
+
+  Unknown functions are left out: the programs may never be loaded."
+  [object names]
+  (loop [todo (seq names) seen (set names) found #{}]
+    (if-let [name (first todo)]
+      (let [references (references-of (:insns (second (link/place object name))))
+            new-names (into [] (comp (filter #(= :function (key %))) (map val) (remove seen)
+                                     (distinct))
+                            references)]
+        (recur (concat (next todo) new-names) (into seen new-names) (into found references)))
+      found)))
+
+(defn- check-reference
+  "Throws unless a relocation refers to a part of the object, or to an open map."
+  [{:keys [maps] :as object} {:keys [ref path]}]
+  (when-not (bpf-map/bpf-map? ref)
+    (let [[k named] (when (and (map? ref) (= 1 (count ref))) (first ref))
+          known (fn [part what]
+                  (when-not (contains? (get object part) named)
+                    (throw (unknown-name path what named (keys (get object part))))))]
+      (case k
+        :map (known :maps "map")
+        :section (when-not (= arena-section named) (known :maps "section"))
+        :variable (do (known :variables "variable")
+                      (let [section (map-of-reference object [k named])]
+                        (when-not (contains? maps section)
+                          (throw (invalid path (str "The section of variable " named
+                                                    " must be a map of the object, got "
+                                                    (error/printed section)))))))
+        :kconfig (known :kconfig "kconfig")
+        (:kfunc :ksym) nil
+        (throw (invalid path (str "An instruction must refer to a part of the object or to an open "
+                                  "map, got " (error/printed ref))))))))
+
+(defn- contents-of [{:keys [contents]}]
+  (when (or (map? contents) (sequential? contents)) contents))
+
+(defn- named-part
+  "Returns the name of the part that a value of `:contents` refers to, or nil.
+
+      (named-part {:map \"first\"} :map) ;=> \"first\""
+  [value k]
+  (when (and (map? value) (= [k] (keys value)) (string? (k value)))
+    (k value)))
+
+(defn- check-contents
+  "Throws for a map in the contents of a map that the object lacks."
+  [{:keys [maps]}]
+  (doseq [[map-name spec] maps
+          entry (contents-of spec)
+          :when (and (vector? entry) (= 2 (count entry)))
+          :let [[k value] entry
+                inner (named-part value :map)]
+          :when (and inner (not (contains? maps inner)))]
+    (throw (unknown-name [:maps map-name :contents k] "map" inner (keys maps)))))
+
+(defn- with-inner
+  "Returns names of maps with those of the maps that they contain."
+  [{:keys [maps]} names]
+  (loop [todo (seq names) found (set names)]
+    (if-let [name (first todo)]
+      (let [inner (remove found (for [entry (contents-of (get maps name))
+                                      :when (and (vector? entry) (= 2 (count entry)))
+                                      :let [inner (named-part (second entry) :map)]
+                                      :when inner]
+                                  inner))]
+        (recur (concat (next todo) inner) (into found inner)))
+      found)))
+
+(defn- maps-to-create
+  "Returns the names of the maps to create, sorted.
+
+  These are all except those that only programs need that are not loaded, and those with
+  `:autoload false`."
+  [{:keys [maps programs] :as object} {:keys [only]} implementations names references]
+  (let [left-out (remove (set names) (keys programs))
+        named (set only)
+        autoload? (fn [[map-name {:keys [type autoload]}]]
+                    (let [programs (for [[program {:keys [maps]}] implementations
+                                         :when (maps map-name)]
+                                     program)]
+                      (cond
+                        (or (not= :struct-ops type) (empty? programs)) (not (false? autoload))
+                        (some named programs) true
+                        :else (and (not (false? autoload)) (some (set names) programs)))))
+        default (into #{} (comp (filter autoload?) (map key)) maps)
+        of-references (fn [references] (keep #(map-of-reference object %) references))]
+    (sort (if (empty? left-out)
+            default
+            (let [skipped (reduce disj
+                                  (set (of-references (references-from object left-out)))
+                                  (of-references references))]
+              (with-inner object (remove skipped default)))))))
+
+;; ---------------------------------------------------------------- BTF
+
+(defn- member-types
+  "Returns the ids of the key and value types in the definition of a map, or 0."
+  [b id]
+  (let [{:keys [members]} (blob/record b (blob/resolve b id))
+        target (fn [text]
+                 (or (some (fn [{:keys [name type]}]
+                             (when (= text name)
+                               (:type (blob/record b (blob/resolve b type)))))
+                           members)
+                     0))]
+    [(target "key") (target "value")]))
+
+(defn- types-of-maps
+  "Returns the ids of the key and value types of all maps of an object, by name."
+  [b]
+  (into {}
+        (mapcat (fn [id]
+                  (let [{:keys [name vars]} (blob/record b id)]
+                    (if (= ".maps" name)
+                      (for [{:keys [type]} vars
+                            :let [{:keys [kind name] of-var :type} (blob/record b type)]
+                            :when (= :var kind)]
+                        [name (member-types b of-var)])
+                      [[name [0 id]]]))))
+        (filter #(= :datasec (blob/kind b %)) (range 1 (inc (blob/type-count b))))))
+
+(def ^:private btf-refused
+  "Kinds of errors after which an object is loaded without its BTF."
+  #{:invalid-value :not-supported :malformed-btf :incompatible})
+
+(defn- with-btf
+  "Returns the state with the BTF of the object in the kernel, if it takes it.
+
+  `:btf` has its descriptor as `:fd`, and the types of maps and tables of functions are made of it."
+  [{:keys [object undo blob] :as state}]
+  (if-not (:btf object)
+    state
+    (let [ctx {:op :load}
+          l (in-path [:btf] (loadable-btf/loadable object (feature.btf/supported ctx)))
+          fd (try
+               (kernel.btf/load (:bytes l) nil ctx)
+               (catch ExceptionInfo e
+                 (when-not (btf-refused (:bpfmap/error (ex-data e)))
+                   (throw e))))]
+      (if-not fd
+        state
+        (do (loaded/undoing! undo fd #(call/close fd))
+            (assoc state
+                   :btf {:fd fd :loadable l}
+                   :types (types-of-maps @blob)))))))
+
+;; ---------------------------------------------------------------- maps
+
+(defn- section-map-name
+  "Returns the kernel's name for the map of a section, as libbpf makes it.
+
+      (section-map-name \"flows\" \".bss\") ;=> \"flows.bss\""
+  [object-name section]
+  (if (str/includes? (subs section 1) ".")
+    section
+    (let [prefix (str/replace (str object-name) #"[^A-Za-z0-9_.]" "_")
+          room (max 0 (- 15 (max 7 (count section))))]
+      (str (subs prefix 0 (min room (count prefix))) section))))
+
+(defn- encoded
+  "Returns a value of a variable as bytes."
+  ^bytes [{:keys [type size value]}]
+  (if (bytes/byte-count value)
+    (if (= size (bytes/byte-count value))
+      (bytes/->array value)
+      (throw (error/error :invalid-value
+                          (str "A value of bytes must have " size ", got "
+                               (bytes/byte-count value))
+                          {:bpfmap/path [:value]})))
+    (let [^Codec codec (codec/codec type)
+          array (byte-array (.size codec))]
+      (when-not (= size (.size codec))
+        (throw (error/error :invalid-value
+                            (str "The type must have " size " bytes, got " (.size codec))
+                            {:bpfmap/path [:type]})))
+      (in-path [:value] (.encode codec value (MemorySegment/ofArray array) 0))
+      array)))
+
+(defn- section-bytes
+  "Returns the contents of a section: own bytes, and values of variables."
+  ^bytes [{:keys [maps variables]} section size]
+  (let [size (long size)
+        out (byte-array size)
+        own (get (into {} (contents-of (get maps section))) 0)]
+    (when own
+      (let [bytes (in-path [:maps section :contents 0]
+                    (encoded {:type (:value (get maps section)) :size size :value own}))]
+        (System/arraycopy bytes 0 out 0 size)))
+    (doseq [[name {:keys [offset value] bytes :size :as variable}] variables
+            :when (and (= section (:section variable)) (some? value))
+            :let [path [:variables name]]]
+      (when-not (and (int? offset) (int? bytes)
+                     (<= 0 (long offset) (- size (long bytes))))
+        (throw (invalid path (str "A variable must lie in its section of " size " bytes, got "
+                                  bytes " bytes at offset " offset))))
+      (let [array (in-path path (encoded variable))]
+        (System/arraycopy array 0 out (int offset) (int bytes))))
+    out))
+
+(def ^:private index-codec (codec/codec :u32))
+
+(defn- fill-section
+  "Writes the bytes of a section to its map, and freezes it if it is constant."
+  [^BpfMap m ^bytes contents freeze?]
+  (when-not (every? zero? contents)
+    (kernel.element/write (.-elements m) index-codec (codec/codec [:bytes (alength contents)])
+                          0 contents kernel.element/any m :load))
+  (when freeze?
+    (kernel.map/freeze (.-fd m) {:op :load :map (.-identity m)})))
+
+(defn- refers? [contents]
+  (some (fn [entry]
+          (and (vector? entry) (= 2 (count entry))
+               (or (named-part (second entry) :map) (named-part (second entry) :program))))
+        (map #(if (map-entry? %) (vec %) %) contents)))
+
+(defn- spec-to-create
+  "Returns the spec of a map without what only load understands."
+  [object map-name {:keys [type contents] :as spec}]
+  (let [default-name? (= map-name (:name spec map-name))]
+    (cond-> (dissoc spec :autoload)
+      true (assoc :name (:name spec map-name))
+      ;; Both are done here, and without the name's meaning.
+      (section? map-name) (-> (dissoc :contents) (assoc :freeze false))
+      (and default-name? (section? map-name))
+      (assoc :name (section-map-name (:name object) map-name))
+      (= :struct-ops type) (-> (dissoc :contents)
+                               (update :struct-ops #(some-> % core/essential-name)))
+      (refers? (contents-of spec)) (dissoc :contents))))
+
+(defn- check-given
+  "Throws unless an open map of the caller can be used as a map of the object."
+  [object map-name m]
+  (let [path [:maps map-name]]
+    (when-not (contains? (:maps object) map-name)
+      (throw (unknown-name path "map" map-name (keys (:maps object)))))
+    (when-not (bpf-map/bpf-map? m)
+      (throw (invalid path (str "The map for " map-name " must be an open map, got "
+                                (error/printed m)))))
+    (let [{:keys [name] :as spec} (spec-to-create object map-name (get-in object [:maps map-name]))
+          difference (in-path path
+                       (select-keys (lifecycle/difference m (dissoc spec :contents :freeze
+                                                                    :pinning))
+                                    [:type :key-size :value-size]))]
+      (when (seq difference)
+        (throw (error/error :incompatible
+                            (str "The map given for " map-name " does not match its spec")
+                            {:bpfmap/op :load :bpfmap/path path :bpfmap/diff difference
+                             :bpfmap/hint
+                             (str/join "; " (for [[k {:keys [spec map]}] (sort-by key difference)]
+                                              (str k " is " (error/printed map)
+                                                   ", the object has " (error/printed spec))))})))
+      m)))
+
+(defn- check-target
+  "Throws unless an open program is given for a program of the object."
+  [{:keys [programs]} name target]
+  (when-not (contains? programs name)
+    (throw (unknown-name [:attach-to name] "program" name (keys programs))))
+  (when-not (program/program? target)
+    (throw (invalid [:attach-to name]
+                    (str "The target must be an open program, got " (error/printed target))))))
+
+(defn- create-map
+  "Creates a map, or opens the one that is pinned under its name: `{:map :reused}`."
+  [{:keys [undo on-failure options btf types]} map-name spec]
+  (in-path [:maps map-name]
+    (let [[m reused?] (lifecycle/create-or-reuse
+                       spec (select-keys options [:pin-path])
+                       (when btf
+                         {:fd (:fd btf) :ids (get types map-name [0 0])}))]
+      (loaded/undoing! undo m #(bpf-map/close m))
+      (when (and (:pinning spec) (not reused?))
+        (loaded/undoing! on-failure m #(lifecycle/unpin! m)))
+      {:map m :reused reused?})))
+
+(defn- section-map
+  "Returns the map of a section or of the configuration, filled and frozen."
+  [state map-name spec contents freeze?]
+  (let [{m :map :keys [reused] :as made} (create-map state map-name spec)]
+    (when-not reused
+      (in-path [:maps map-name] (fill-section m contents freeze?)))
+    made))
+
+(defn- size-of [{:keys [value-size value]}]
+  (or value-size (type/size value)))
+
+(defn- config-map
+  "Returns the map of the kernel's configuration.
+
+  Values that no program uses may be missing, and are 0."
+  [{:keys [object references] :as state} {:keys [size offsets]}]
+  (let [used (into #{} (comp (filter #(= :kconfig (key %))) (map val)) references)
+        contents (byte-array size)]
+    (doseq [[name declaration] (:kconfig object)
+            :let [bytes (externs/config-bytes name (cond-> declaration
+                                                     (not (used name)) (assoc :weak true)))]]
+      (System/arraycopy bytes 0 contents (int (offsets name)) (alength ^bytes bytes)))
+    (section-map state ".kconfig"
+                 {:name (section-map-name (:name object) ".kconfig")
+                  :type :array :key :u32 :value-size size :max-entries 1 :freeze false
+                  :flags #{:rdonly-prog :mmapable}}
+                 contents true)))
+
+(defn- map-arena
+  "Maps an arena, which sets its address, and writes its variables."
+  [{:keys [object undo]} map-name m]
+  (when-let [memory (mapped/memory-or-nil m)]
+    (loaded/undoing! undo memory #(memory.bytes/close memory))
+    (let [end (reduce max 0 (for [{:keys [section offset size]} (vals (:variables object))
+                                  :when (= arena-section section)]
+                              (+ (long offset) (long size))))]
+      (when (pos? (long end))
+        (in-path [:maps map-name]
+          (let [contents (section-bytes object arena-section end)]
+            (when-not (every? zero? contents)
+              (memory.bytes/copy-from memory 0 contents 0 nil))))))))
+
+(defn- fill-with-maps
+  "Writes the maps that a map of maps begins with."
+  [maps map-name m spec]
+  (in-path [:maps map-name]
+    (doseq [[k value] (contents-of spec)
+            :let [inner (named-part value :map)]]
+      (element-ops/write m :put! kernel.element/any k (if inner (maps inner) value) nil))))
+
+(defn- with-maps
+  "Returns the state with the open maps: those given, and those that are made."
+  [{:keys [object options config-layout specs contents] :as state}]
+  (let [given (:maps options)
+        made (reduce
+              (fn [made [map-name spec]]
+                (let [{m :map :as found}
+                      (if-let [own (contents map-name)]
+                        (section-map state map-name spec own
+                                     (:freeze (get-in object [:maps map-name])))
+                        (create-map state map-name spec))]
+                  (when (= :arena (:type spec))
+                    (map-arena state map-name m))
+                  (assoc made map-name found)))
+              {} specs)
+        made (cond-> made
+               (and config-layout (not (contains? given ".kconfig")))
+               (assoc ".kconfig" (config-map state config-layout)))
+        maps (into (update-vals made :map) given)]
+    (doseq [[name {m :map :keys [reused]}] made
+            :let [spec (get-in object [:maps name])]
+            :when (and (:inner? (map-types/types (:type spec))) (not reused)
+                       (refers? (contents-of spec)))]
+      (fill-with-maps maps name m spec))
+    (assoc state :maps maps)))
+
+;; ---------------------------------------------------------------- references of programs
+
+;; The instructions of a linked program are changed in place. `fds` collects the descriptors that
+;; are written to it during the call, and `poison` by slot why an instruction must not run.
+
+(defn- set-source!
+  "Sets the source register of an instruction.
+
+  It decides what the immediate means."
+  [^ByteBuffer code slot src]
+  (let [at (int (inc (* 8 (long slot))))
+        registers (bit-and 0xff (.get code at))]
+    (.put code at (unchecked-byte
+                   (if (= ByteOrder/BIG_ENDIAN (.order code))
+                     (bit-or (bit-and 0xf0 registers) (long src))
+                     (bit-or (bit-and 0x0f registers) (bit-shift-left (long src) 4)))))))
+
+(defn- immediate ^long [^ByteBuffer code slot]
+  (.getInt code (int (+ 4 (* 8 (long slot))))))
+
+(defn- set-immediate! [^ByteBuffer code slot n]
+  (.putInt code (int (+ 4 (* 8 (long slot)))) (unchecked-int (long n))))
+
+(defn- set-wide! [code slot n]
+  (set-immediate! code slot n)
+  (set-immediate! code (inc (long slot)) (bit-shift-right (long n) 32)))
+
+(defn- poison! [{:keys [poison]} ^ByteBuffer code slot reason]
+  (core/patch! (.array code) slot {:poison reason} (.order code))
+  (vswap! poison assoc slot reason))
+
+(defn- use-map!
+  "Makes an instruction refer to a map, at an offset in its value."
+  [{:keys [maps fds] :as ctx} code {:keys [slot]} map-name offset]
+  (if-let [m (get maps map-name)]
+    (do (vswap! fds conj {:slot slot :fd (bpf-map/descriptor m)})
+        (when offset
+          (set-immediate! code (inc (long slot))
+                          (+ (immediate code (inc (long slot))) (long offset)))))
+    (poison! ctx code slot (str "map " map-name " was not created, because its :autoload is "
+                                "false"))))
+
+(defn- use-kernel-function!
+  "Makes a call or an address refer to a function of the kernel.
+
+  A weak function that this kernel does not have must not be called, and has the address 0."
+  [{:keys [object] :as ctx} code {:keys [slot ref path kind]}]
+  (let [wanted (val (first ref))
+        weak? (:weak (get-in object [:ksyms wanted]))
+        id (externs/type-id (core/essential-name wanted) :func)]
+    (cond
+      id (set-immediate! code slot id)
+      (not weak?) (throw (externs/missing path "function" wanted))
+      (= :kfunc kind) (poison! ctx code slot (str "this kernel has no function " wanted))
+      :else (do (set-source! code slot 0)
+                (set-wide! code slot 0)))))
+
+(defn- use-symbol!
+  "Makes an instruction load the address of a symbol of the kernel."
+  [{:keys [object addresses]} code {:keys [slot ref path]}]
+  (let [wanted (val (first ref))
+        {:keys [weak] type :type} (get-in object [:ksyms wanted])
+        id (when type (externs/type-id (core/essential-name wanted) :var))]
+    ;; The BTF may have variables of which the kernel does not know the address.
+    (if (and id (or (not weak) (@addresses wanted)))
+      (do (set-source! code slot 3) ; BPF_PSEUDO_BTF_ID
+          (set-immediate! code slot id))
+      (let [address (when-not type (get @addresses wanted))]
+        (when-not (or address weak)
+          (throw (externs/missing path "variable" wanted)))
+        (set-wide! code slot (or address 0))))))
+
+(defn- resolve-reference! [{:keys [object config-layout fds] :as ctx} code
+                           {:keys [kind ref slot] :as relocation}]
+  (cond
+    (bpf-map/bpf-map? ref) (vswap! fds conj {:slot slot :fd (bpf-map/descriptor ref)})
+    (#{:kfunc :btf-id} kind) (use-kernel-function! ctx code relocation)
+    (= :ksym kind) (use-symbol! ctx code relocation)
+    :else
+    (let [[k named] (first ref)]
+      (use-map! ctx code relocation (map-of-reference object (first ref))
+                (case k
+                  :variable (get-in object [:variables named :offset])
+                  :kconfig (get-in config-layout [:offsets named])
+                  nil)))))
+
+(defn- relocate-core!
+  "Applies the CO-RE relocations of a linked program."
+  [{:keys [local targets poison]} ^ByteBuffer code parts]
+  (doseq [{base :slot :keys [program]} parts
+          {:keys [slot] :as relocation} (:core program)
+          :let [at (+ (long base) (long slot))]]
+    (in-path [:programs (:name program) :core slot]
+      (let [resolved (core/resolve @local @targets relocation)]
+        (core/patch! (.array code) at resolved (.order code))
+        (when-let [reason (or (:poison resolved) (:misfit resolved))]
+          (vswap! poison assoc at reason))))))
+
+;; ---------------------------------------------------------------- programs
+
+(defn- struct-ops-target
+  "Returns the struct and the member that a program implements, as numbers."
+  [name {:keys [struct member]}]
+  (let [path [:programs name]
+        id (externs/type-id (core/essential-name struct) :struct)
+        members (when id (:members (blob/record (kernel-btf/running-kernel) id)))
+        index (first (keep-indexed (fn [i m] (when (= (clojure.core/name member) (:name m)) i))
+                                   members))]
+    (when-not id
+      (throw (externs/missing path "struct" struct)))
+    (when-not index
+      (throw (error/error :not-found
+                          (str "The struct " struct " of this kernel has no member "
+                               (clojure.core/name member))
+                          {:bpfmap/op :load :bpfmap/path path
+                           :bpfmap/hint (nearest/did-you-mean member (keep :name members))})))
+    {:attach-btf-id id :expected-attach-type index}))
+
+(defn- attach-fields
+  "Returns the fields of a program that say what it is loaded for."
+  [{:keys [implementations options]} name {:keys [type attach-type] :as program}]
+  (let [target (get (:attach-to options) name)]
+    (cond
+      (and (= :struct-ops type) (implementations name))
+      (struct-ops-target name (implementations name))
+
+      (= :struct-ops type)
+      (throw (invalid [:programs name]
+                      (str "The program " name " must be a member of a struct_ops map of the object")
+                      "leave it out, or name it in the :contents of the map"))
+
+      target
+      {:attach-program (program/descriptor target)
+       :attach-btf-id (externs/function-of-program target (:target program)
+                                                   [:programs name :target])
+       :expected-attach-type (kernel.prog/attach-types attach-type)}
+
+      (= :ext type)
+      (throw (invalid [:programs name :target]
+                      (str "The program " name " replaces a function of another program, which "
+                           "must be given")
+                      (str "pass the open program: {:attach-to {" (pr-str name) " program}}")))
+
+      :else
+      (cond-> {}
+        attach-type (assoc :expected-attach-type (kernel.prog/attach-types attach-type))
+        (#{:tracing :lsm} type) (assoc :attach-btf-id (externs/attach-target name program))))))
+
+(defn- check-program [name {:keys [type attach-type flags section]}]
+  (let [path [:programs name]]
+    (when (nil? type)
+      (throw (invalid (conj path :type)
+                      (str "The program " name " must have a type; its section "
+                           (error/printed section) " is not known")
+                      "set a :type of bpfmap.prog/types, or leave the program out")))
+    (when-not (kernel.prog/types type)
+      (throw (invalid (conj path :type) (str "Unknown program type " (error/printed type))
+                      (nearest/suggestion type (sort (keys kernel.prog/types))
+                                          "bpfmap.prog/types for all names"))))
+    (when-not (or (nil? attach-type) (kernel.prog/attach-types attach-type))
+      (throw (invalid (conj path :attach-type)
+                      (str "Unknown attach type " (error/printed attach-type))
+                      (nearest/suggestion attach-type (sort (keys kernel.prog/attach-types))
+                                          "bpfmap.prog/attach-types for all names"))))
+    (when-let [unknown (first (remove #{:sleepable :xdp-has-frags} flags))]
+      (throw (invalid (conj path :flags)
+                      (str "A flag of a program must be :sleepable or :xdp-has-frags, got "
+                           (error/printed unknown)))))))
+
+(defn- tables
+  "Returns the BTF of a program, its functions and its source lines; or nil."
+  [{{:keys [fd loadable]} :btf} parts]
+  (when fd
+    (when-let [functions (loadable-btf/func-info loadable parts)]
+      {:btf fd
+       :func-info functions
+       :line-info (loadable-btf/line-info loadable parts)})))
+
+(defn- load-program
+  "Loads a linked program; returns `{:program opened :log text}`."
+  [{:keys [object options undo btf] :as state} name {:keys [code parts relocations callbacks]}]
+  (let [{:keys [type flags] :as program} (get-in object [:programs name])
+        code (.order (ByteBuffer/wrap code) (ByteOrder/nativeOrder))
+        ctx (assoc state :fds (volatile! []) :poison (volatile! {}))
+        fields (in-path [] (attach-fields state name program))]
+    (doseq [relocation relocations]
+      (resolve-reference! ctx code relocation))
+    (relocate-core! ctx code parts)
+    (in-path [:programs name]
+      (let [{:keys [fd log]}
+            (kernel.prog/load
+             (merge {:type (kernel.prog/types type)
+                     :name (spec/kernel-name name)
+                     :title name
+                     :license (:license object "")
+                     :insns (.array code)
+                     :relocations @(:fds ctx)
+                     :functions callbacks
+                     :patch! asm/patch-map-fd!
+                     :flags flags
+                     :kernel-version (when (= :kprobe type) @(:kernel-version state))
+                     :log (:log options)
+                     :line #(link/line-at parts %)
+                     :poison @(:poison ctx)}
+                    (tables state parts)
+                    fields)
+             {:op :load :program-type type})
+            opened (Program. fd type (spec/kernel-name name)
+                             (assoc (select-keys program [:section :target :attach-type :flags])
+                                    :name name))]
+        (loaded/undoing! undo opened #(.close ^Closeable opened))
+        {:program opened :log log}))))
+
+;; ---------------------------------------------------------------- contents that are programs
+
+(defn- struct-value
+  "Returns the value of a struct_ops map with its open programs."
+  [programs {:keys [contents]}]
+  {:data (into {}
+               (keep (fn [[member value]]
+                       (if-let [name (named-part value :program)]
+                         (when-let [program (programs name)]
+                           [member program])
+                         [member value])))
+               (get (into {} contents) 0))})
+
+(defn- fill-with-programs
+  "Writes programs to the maps of programs of the object.
+
+  Slots of programs that are not loaded stay empty. A struct_ops map with the flag `:link` gets its
+  value here, because only a link makes the kernel use it; the values of others are returned by name."
+  [{:keys [object maps]} programs]
+  (let [of-type (fn [type] (filter #(= type (:type (val %))) (select-keys (:maps object)
+                                                                          (keys maps))))]
+    (doseq [[map-name spec] (of-type :prog-array)
+            [k value] (contents-of spec)
+            :let [named (named-part value :program)
+                  program (if named (programs named) value)]
+            :when (and program (refers? (contents-of spec)))]
+      (in-path [:maps map-name]
+        (element-ops/write (maps map-name) :put! kernel.element/any k program nil)))
+    (into {}
+          (for [[map-name {:keys [flags] :as spec}] (of-type :struct-ops)
+                :let [value (struct-value programs spec)]]
+            (do (when (contains? (set flags) :link)
+                  (in-path [:maps map-name]
+                    (element-ops/write (maps map-name) :put! kernel.element/any 0 value nil)))
+                [map-name value])))))
+
+;; ---------------------------------------------------------------- the whole
+
+(defn- targets-of [{:keys [kernel-btf]}]
+  (if kernel-btf (core/targets kernel-btf) (kernel-btf/targets)))
+
+(defn- prepared
+  "Returns what can be known of a load without the kernel.
+
+  Checks the object, selects programs and maps, links the programs, and encodes the variables."
+  [object options]
+  (options/check :load options)
+  (check-object object)
+  (check-contents object)
+  (doseq [[map-name m] (:maps options)]
+    (check-given object map-name m))
+  (doseq [[name target] (:attach-to options)]
+    (check-target object name target))
+  (when-let [b (:kernel-btf options)]
+    (in-path [:kernel-btf] (blob/check b)))
+  (let [implementations (implementations object)
+        names (selected object implementations options)
+        _ (doseq [name names] (check-program name (get-in object [:programs name])))
+        assembler (link/assembler object)
+        linked (into {} (map (juxt identity #(link/linked object assembler %))) names)
+        relocations (mapcat (comp :relocations val) linked)
+        _ (run! #(check-reference object %) relocations)
+        references (into #{} (comp (map :ref) (remove bpf-map/bpf-map?) (map first)) relocations)
+        b (delay (some-> (:btf object) blob/parse))
+        specs (into {}
+                    (for [map-name (maps-to-create object options implementations names references)
+                          :when (not (contains? (:maps options) map-name))
+                          :let [spec (get-in object [:maps map-name])]]
+                      [map-name (in-path [:maps map-name]
+                                  (doto (spec-to-create object map-name spec)
+                                    lifecycle/check-spec))]))]
+    {:object object
+     :options options
+     :implementations implementations
+     :names names
+     :linked linked
+     :references references
+     :specs specs
+     :contents (into {} (for [[map-name spec] specs :when (section? map-name)]
+                          [map-name (section-bytes object map-name (size-of spec))]))
+     :blob b
+     :local (delay (core/local @b))
+     :targets (delay (targets-of options))
+     :addresses (delay (externs/addresses (into [] (comp (filter #(= :ksym (key %))) (map val))
+                                                references)))
+     :kernel-version (delay (when-not (map-types/at-least? (call/kernel-release) "5.0")
+                              (externs/kernel-version)))
+     :config-layout (when (some #(= :kconfig (key %)) references)
+                      (externs/config-layout (:kconfig object)))}))
+
+(defn load-object
+  "Loads an object, as `bpfmap.object/load` describes; returns it open."
+  ^Closeable [object options]
+  (let [undo (loaded/undo-stack)
+        on-failure (loaded/undo-stack)
+        {:keys [names linked] :as state} (prepared object options)]
+    (try
+      (let [state (-> (assoc state :undo undo :on-failure on-failure) with-btf with-maps)
+            loaded (into {} (map (fn [name] [name (load-program state name (linked name))])) names)
+            programs (update-vals loaded :program)
+            struct-ops (fill-with-programs state programs)
+            {:keys [maps]} state
+            given (set (vals (:maps options)))]
+        (loaded/loaded object
+                       (cond-> {:name (:name object) :license (:license object)
+                                :maps maps :programs programs}
+                         (seq struct-ops) (assoc :struct-ops struct-ops)
+                         (= :stats (:log options))
+                         (assoc :stats (update-vals loaded #(verifier-log/stats (:log %))))
+                         (= :full (:log options)) (assoc :logs (update-vals loaded :log)))
+                       (fn [section] (get maps (map-of-reference object [:section section])))
+                       #(not (contains? given %))
+                       undo))
+      (catch Throwable e
+        (doseq [failed [(loaded/undo! on-failure) (loaded/undo! undo)]]
+          (when failed (.addSuppressed e failed)))
+        (throw e)))))
