@@ -55,8 +55,11 @@
                 (kernel.events/mapped-without-descriptor size id user-ring?)))))
 
 (def ^:private looks
-  "The number of looks that must find a holder."
-  4)
+  "The number of looks that must find a holder.
+
+  A process that lists maps again and again gives each of them the same number, so a look cannot
+  tell it from a holder. If it has the map open half of the time, one reader in 256 is refused."
+  8)
 
 (defn- settled-holders
   "Returns [[other-holders]], except processes that let go soon.
