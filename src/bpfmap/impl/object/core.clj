@@ -728,7 +728,7 @@
   [^Local local targets {:keys [kind type-id access] :as relocation}]
   (let [^ConcurrentHashMap resolved (.-resolved local)
         ;; Each call for the running kernel has other targets, which share the kernel's side.
-        k [(System/identityHashCode (.-kernel ^Targets targets)) type-id access kind]]
+        k [(.-kernel ^Targets targets) type-id access kind]]
     (or (.get resolved k)
         (let [found (resolve-new (.-side local) targets relocation)]
           (.put resolved k found)
