@@ -400,7 +400,7 @@
 
 ;; --- CO-RE relocations of a kernel
 
-(deftest relocations
+(deftest o6-relocations
   (let [kernel-btf (btf/parse
                     (:bytes (btf/->btf [[:struct {:name "task_struct"} [:flags :u64] [:pid :s32]
                                          [:links [:array :u64 2]]]]
@@ -454,7 +454,7 @@
         "The :btf of an object with relocations must be bytes, got nil"
         (dissoc @flows :btf) {:kernel-btf kernel-btf}))))
 
-(kernel-test relocations-of-this-kernel
+(kernel-test o6-relocations-of-this-kernel
   (testing "the default is the running kernel"
     (is (= {:satisfied true :function "on_enter"}
            (select-keys (first (object/relocations @flows)) [:satisfied :function])))

@@ -109,7 +109,7 @@
           e)))
     (catch Throwable e e)))
 
-(deftest mutated-objects
+(deftest o5-mutated-objects
   (testing "broken objects are read or are malformed objects, soon and in little memory"
     (let [outcomes
           (reduce (fn [outcomes i]
@@ -129,7 +129,7 @@
       (is (< (double (:worst-ms outcomes)) 1000))
       (is (< (long (:worst-bytes outcomes)) 300e6)))))
 
-(deftest truncated-objects
+(deftest o5-truncated-objects
   (testing "an object that is cut short is malformed"
     (doseq [{:keys [^bytes bytes]} (take 2 @seeds)
             n (range 0 (alength bytes) 97)]
