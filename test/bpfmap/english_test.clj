@@ -178,7 +178,7 @@
 
 (def ^:private imperatives
   "The verbs with which commands and flags may begin. A new one is added here on purpose."
-  #{"Change" "Continue" "Count" "Create" "Delete" "Detach" "Dump" "Hold" "List" "Look" "Make" "Move" "Pin"
+  #{"Change" "Continue" "Count" "Create" "Delete" "Detach" "Dump" "Hold" "List" "Load" "Look" "Make" "Move" "Pin"
     "Print" "Remove" "Restore" "Save" "Show" "Start" "Take" "Watch" "Write"})
 
 (defn- first-word [text]

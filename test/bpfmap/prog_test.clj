@@ -371,7 +371,7 @@
 
 ;; --- instructions
 
-(kernel-test instructions-with-names
+(kernel-test q2-instructions-with-names
   (testing "the instructions of a program name its maps, and the functions that it calls"
     (with-open [m (bpf/create {:name "t_named" :type :array :key :u32 :value :u64 :max-entries 1
                                :flags #{:mmapable}})
@@ -401,7 +401,7 @@
                                 (:id reference) "]\n   4: call bpf_ktime_get_ns\n"
                                 "   5: call L7\n")))))))
 
-(kernel-test functions-of-a-program
+(kernel-test q2-functions-of-a-program
   (testing "functions are separate if the BTF of the program has their names"
     (with-open [p ^Closeable (prog/load {:type :socket-filter :name "t_functions"
                                          :insns [[:mov64 :r1 3]
@@ -434,7 +434,7 @@
 
 ;; --- statistics
 
-(kernel-test statistics-while-open
+(kernel-test q1-statistics-while-open
   (testing "runs are counted while the statistics are open"
     (with-open [p ^Closeable (prog/load {:type :socket-filter :insns [[:mov64 :r0 0] [:exit]]})]
       (let [run #(prog/test-run p {:data packet})

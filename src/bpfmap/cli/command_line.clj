@@ -227,12 +227,22 @@
             (indented (output/fields (for [row rows] [(with-arguments row) (:doc row)])))
             ["" (str "See `bpfmap help " (:name (first rows)) "` for the help of a command")])))
 
+(defn- named-text
+  "Returns a value for a name as NAME=VALUE."
+  [x]
+  (let [[name value] (first x)]
+    (str name "=" (if (string? value) value (pr-str value)))))
+
 (defn- shell-word
   "Returns a value as a word for the shell.
 
   Conditions are always quoted, because `>` and `~` have a meaning in the shell."
   [k x]
-  (let [text (if (or (string? x) (keyword? x)) (output/cell x) (pr-str x))
+  (let [named? (#{:values :refs :targets} (:kind (options k)))
+        text (cond
+               named? (named-text x)
+               (or (string? x) (keyword? x)) (output/cell x)
+               :else (pr-str x))
         text (if (coll? x) (str/replace text #"(?<=[\[{ ]):" "") text)]
     (if (and (not= :where k) (re-matches #"[A-Za-z0-9_./:,=+@%-]+" text))
       text

@@ -50,6 +50,7 @@
 
   The arguments are options and the request. The result is a view."
   {"watch" 'bpfmap.cli.live-commands/watch
+   "run" 'bpfmap.cli.run-object/run
    "prog top" 'bpfmap.cli.live-commands/prog-top
    "tail" 'bpfmap.cli.live-commands/tail
    "demo" 'bpfmap.cli.live-commands/demo

@@ -159,6 +159,25 @@
       (int? x) x
       (ident? x) (keyword ((requiring-resolve 'bpfmap.exec.fields/kernel-name) (name x))))))
 
+(defn- read-named
+  "Returns a function that reads NAME=VALUE, or a map, as a map by name.
+
+  `of-text` reads a value from text, `of-data` one of a map."
+  [of-text of-data]
+  (fn [x]
+    (let [[_ name value] (some->> (text x) (re-matches #"(?s)([^=]+)=(.*)"))
+          all (cond
+                name {name (of-text value)}
+                (map? x) (into {} (map (fn [[k v]] [(text k) (of-data v)])) x))]
+      (when (and (seq all) (every? some? (keys all)) (every? some? (vals all)))
+        all))))
+
+(defn- read-target
+  "Returns the target of a program; nil for anything but a map."
+  [x]
+  (let [target (if (string? x) (edn-of x nil) (with-keywords x))]
+    (when (map? target) target)))
+
 (def kinds
   "The kinds of options.
 
@@ -181,6 +200,11 @@
            :expects "must be the name of a field" :as :string}
    :shell {:read #(#{:bash :zsh :fish} (some-> (text %) keyword))
            :expects "must be bash, zsh or fish" :as :keyword}
+   :values {:read (read-named identity identity) :expects "must be NAME=VALUE" :as :string}
+   :refs {:read (read-named ref-of ref-of)
+          :expects "must be NAME=REF, with an id, a pin path or a name" :as :string}
+   :targets {:read (read-named read-target read-target)
+             :expects "must be NAME=TARGET, such as count={xdp \"eth0\"}" :as :string}
    :slots {:read #(#{:log2 :bcc :bpftrace} (some-> (text %) keyword))
            :expects "must be log2, bcc or bpftrace" :as :keyword}
    :count {:read #(let [n (number %)] (when (and (int? n) (pos? (long n))) n))
@@ -268,7 +292,7 @@
   [command option x]
   (if (:many (options option))
     (mapv #(coerce command option %)
-          (if (and (sequential? x) (every? #(or (string? %) (sequential? %)) x)) x [x]))
+          (if (and (sequential? x) (every? #(or (string? %) (sequential? %) (map? %)) x)) x [x]))
     (coerce command option x)))
 
 (defn required

@@ -25,10 +25,13 @@
     (and (<= bytes (long cheap-bytes))
          (or (contains? batch :read) (<= (long max-entries) (long cheap-calls))))))
 
-(defn- entries
+(defn entries
   "Returns the number of entries of a map, from `count-entries` if necessary.
 
-  Returns nil if counting would take long, or if the map cannot be iterated."
+  Returns nil if counting would take long, unless `every?` is true, or if the map cannot be
+  iterated.
+
+      (entries (bpf/info m) false #(bpf/count-entries m)) ;=> 3"
   [{:keys [type max-entries] :as info} every? count-entries]
   (let [{:keys [ops every-index]} (map-types/types type)]
     (cond

@@ -81,6 +81,14 @@
 
    ;; --- objects
    :program {:takes "NAME" :kind :text :doc "Program or function to print as assembly"}
+   :only {:takes "PROGRAM" :kind :text :many true
+          :doc "Program to run, instead of all; can be repeated"}
+   :target {:takes "NAME=TARGET" :kind :targets :many true
+            :doc "Target of a program, as EDN; can be repeated"}
+   :var {:takes "NAME=VALUE" :kind :values :many true
+         :doc "Value of a variable, as EDN; can be repeated"}
+   :map {:takes "NAME=REF" :kind :refs :many true
+         :doc "Existing map to use; can be repeated"}
 
    ;; --- files
    :file {:takes "FILE" :kind :path :doc "Path of the file"}

@@ -170,8 +170,10 @@
     (throw (arguments/refused "tail" :from from "requires a ring buffer"
              "a perf event array keeps no events that were read"))))
 
-(defn- fields-of
-  "Returns the fields of the rows of events; see `bpfmap.exec.fields`."
+(defn fields-of
+  "Returns the fields of the rows of events; see `bpfmap.exec.fields`.
+
+      (fields-of {:type :ringbuf} :u32)"
   [{map-type :type} type]
   (fields/row (cond-> [["value" (if type
                                   (fields/of-side {:type :ringbuf :value type} :value)
@@ -243,10 +245,18 @@
     (and (vector? x) (coll? (first x))) (mapv without-padding x)
     :else x))
 
-(defn- row [event]
+(defn row
+  "Returns the row of an event.
+
+      (row {:pid 7}) ;=> {:value {:pid 7}}"
+  [event]
   {:value (without-padding event)})
 
-(defn- row-with-cpu [[cpu event]]
+(defn row-with-cpu
+  "Returns the row of an event of a perf event array, with its CPU if known.
+
+      (row-with-cpu [1 {:pid 7}]) ;=> {:value {:pid 7}, :cpu 1}"
+  [[cpu event]]
   (cond-> (row event)
     cpu (assoc :cpu cpu)))
 

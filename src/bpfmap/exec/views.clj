@@ -909,3 +909,48 @@
                     (output/plural (count programs) "program" "programs") ", "
                     (output/plural (count variables) "variable" "variables"))
                (unsatisfied-text object)]}))
+
+;; --- a run
+
+(def ^:private run-program-columns
+  [{:title "ID" :of :id}
+   {:title "TYPE" :of :type}
+   {:title "NAME" :of :name :least 15}
+   {:title "ATTACHED TO" :of :attached-to :least 20}])
+
+(def ^:private run-map-columns
+  [{:title "ID" :of :id}
+   {:title "TYPE" :of :type}
+   {:title "NAME" :of :name :least 15}
+   {:title "ENTRIES" :of :entries :align :right}
+   {:title "MAX" :of :max-entries :align :right}
+   {:title "FILL" :of #(some-> (:fill %) output/human-size) :align :right}])
+
+(def ^:private run-variable-columns
+  [{:title "NAME" :of :name :least 15}
+   {:title "VALUE" :of (comp output/element-cell :value) :cell identity :least 20}])
+
+(defn run-summary
+  "Returns the lines of a summary of `run`, for a width; nil for any width.
+
+      (run-summary {:programs [] :maps [] :variables {}} 80) ;=> ()"
+  [{:keys [programs maps variables]} width]
+  (let [columns (if (some :fill maps) run-map-columns (butlast run-map-columns))]
+    (rest
+     (mapcat (fn [[columns rows]]
+               (when (seq rows)
+                 (cons "" (if width
+                            (:lines (output/fitted columns rows width))
+                            (output/table columns rows)))))
+             [[run-program-columns programs]
+              [columns maps]
+              [run-variable-columns (for [[name value] variables] {:name name :value value})]]))))
+
+(defn event-printer
+  "Returns a function from the row of an event of a map to its lines.
+
+  `about` has the `:map`, the `:type` of its events and the `:fields` of the rows. The first lines
+  begin with a heading."
+  [about width]
+  (let [step ((event-lines (atom about) width) conj)]
+    (fn [row] (step [] row))))

@@ -49,7 +49,7 @@
     {:name pod.bpfmap.exec :of bpfmap.exec
      :vars [list show tree features types dump get watch tail diff hist put delete take create pin
             unpin freeze save restore demo
-            inspect prog-list prog-show prog-dump prog-top link-list link-show link-detach]}])
+            inspect run prog-list prog-show prog-dump prog-top link-list link-show link-detach]}])
 
 (def left-out
   "The public vars that a pod does not offer, with the reason."
@@ -199,16 +199,17 @@
   [sym options]
   (when-not (and (map? options) (:seconds options))
     (not-here (name sym) (str "exec/" (name sym) " without :seconds")
-              (str "set :seconds; exec/" (name sym) " then returns all frames as a vector")))
+              (str "set :seconds; exec/" (name sym) " then returns all rows as a vector")))
   (into [] ((ns-resolve 'bpfmap.exec sym) (checked-options (name sym) options))))
 
 (def ^:private own-commands
   "The functions of `bpfmap.exec`, with their options checked."
   (into {'watch {:call watch-refused :arglists '([options]) :doc (:doc (meta #'watch-refused))}
          'tail {:call tail-refused :arglists '([options]) :doc (:doc (meta #'tail-refused))}
-         'prog-top {:call (fn [_ options] (collected 'prog-top options))}}
+         'prog-top {:call (fn [_ options] (collected 'prog-top options))}
+         'run {:call (fn [_ options] (collected 'run options))}}
         (for [{:keys [of vars]} namespaces, sym vars
-              :when (and (= 'bpfmap.exec of) (not (#{'watch 'tail 'prog-top} sym)))]
+              :when (and (= 'bpfmap.exec of) (not (#{'watch 'tail 'prog-top 'run} sym)))]
           [sym
            {:call (fn [_ options]
                     ((ns-resolve 'bpfmap.exec sym) (checked-options (name sym) options)))}])))

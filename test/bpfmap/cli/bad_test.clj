@@ -64,6 +64,7 @@
    :positive ["0" "x" "-3"] :where ["" "a" "a~(" "[:x :a 1]" "[" ">5"] :column ["" "-"]
    :columns ["" ",," "a,\"b"] :flags ["" ",,"] :cpus ["some" "-1" ""]
    :event-type ["[bytes" "" "[struct [a u8] [a u8]]" "a b"] :from ["later" ""]
+   :values ["x" "=1"] :refs ["x" "x="] :targets ["x" "x=1" "x=[" "=1"]
    :slots ["log10"] :field ["" "a..b"] :edn ["[" "1 2"] :map-type ["(" "1.5"] :shell ["csh"]})
 
 (defn- from-the-table

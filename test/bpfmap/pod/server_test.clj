@@ -688,7 +688,8 @@
               :links ["sys_enter"]
               :top true
               :inspect :hash
-              :refused ["A pod has no exec/prog-top without :seconds: set :seconds; exec/prog-top then returns all frames as a vector"]}
+              :run [[:running :ended] ["raw-tracepoint sys_enter"]]
+              :refused ["A pod has no exec/prog-top without :seconds: set :seconds; exec/prog-top then returns all rows as a vector"]}
              (script c
                      '(def p (prog/load {:type :raw-tracepoint :name "pod_prog"
                                          :insns [[:mov64 :r0 0] [:exit]]}))
@@ -704,6 +705,10 @@
                                                                  :where (str "id=" id)}))))))
                          :inspect (get-in (exec/inspect {:file "test/objects/flows-el.o"})
                                           [:maps "flows" :type])
+                         :run (let [rows (exec/run {:file "test/objects/calls-el.o" :seconds 0.1
+                                                    :var {"step" 0}})]
+                                [(map :status rows)
+                                 (map :attached-to (:programs (first rows)))])
                          :refused [(try (exec/prog-top {})
                                         (catch Exception e (ex-message e)))]})))))))
 

@@ -1,0 +1,220 @@
+(ns bpfmap.exec.run-test
+  "The command `run`, as a function, as a command line and as a process.
+
+  The object counts the system calls of one process, and sends an event for each tenth."
+  (:require [bpfmap.cli.calling :refer [bpfmap refused]]
+            [bpfmap.core :as bpf]
+            [bpfmap.exec :as exec]
+            [bpfmap.fixture :as fixture :refer [error-of kernel-test]]
+            [bpfmap.host :as host]
+            [bpfmap.object :as object]
+            [clojure.data.json :as json]
+            [clojure.edn :as edn]
+            [clojure.java.io :as io]
+            [clojure.string :as str]
+            [clojure.test :refer [deftest is testing]])
+  (:import (java.io Closeable File)
+           (java.lang ProcessHandle)
+           (java.util List)
+           (java.util.concurrent TimeUnit)))
+
+(set! *warn-on-reflection* true)
+
+(def ^:private calls "test/objects/calls-el.o")
+(def ^:private packets "test/objects/packets-el.o")
+(def ^:private this-pid (.pid (ProcessHandle/current)))
+
+(defn- calls!
+  "Makes some system calls."
+  [n]
+  (dotimes [_ n] (.exists (io/file "/proc/self"))))
+
+(defn- gone?
+  "Returns true if the kernel has none of the programs any more, after two seconds at most."
+  [ids]
+  (loop [attempts 100]
+    (let [there (into #{} (map :id) (host/programs {:brief true}))]
+      (cond
+        (not-any? there ids) true
+        (pos? attempts) (do (Thread/sleep 20) (recur (dec attempts)))
+        :else false))))
+
+;; --- rows
+
+(kernel-test q4-rows-of-a-run
+  (testing "a run has summaries and the events in between, and leaves nothing behind"
+    (let [before (fixture/settled-descriptors)
+          rows (into []
+                     (map (fn [row] (calls! 20) row))
+                     (exec/run {:file calls :seconds 0.6 :interval 0.2
+                                :var {"only" this-pid "step" "5"}}))
+          [first-row] rows
+          summaries (filter :elapsed rows)
+          events (filter :value rows)]
+      (is (= [:running :ended] (keep :status rows)))
+      (is (= [:status :object :elapsed :programs :maps :variables] (keys first-row)))
+      (is (<= 3 (count summaries) 5))
+      (is (= "calls-el" (:object first-row)))
+      (is (= [{:name "on_enter" :type :raw-tracepoint
+               :attached-to "raw-tracepoint sys_enter"}]
+             (map #(dissoc % :id) (:programs first-row))))
+      (is (= [[".bss" :array] [".rodata" :array] ["events" :ringbuf] ["pids" :hash]]
+             (map (juxt :name :type) (:maps first-row))))
+      (is (= 1 (:entries (last (:maps (last rows))))))
+      (is (nat-int? (:fill (nth (:maps first-row) 2))))
+      (is (= ["calls"] (keys (:variables first-row))) "constants are left out")
+      (is (< 40 (get-in (last rows) [:variables "calls"])))
+      (is (seq events))
+      (is (every? #{{:map "events" :pid this-pid}}
+                  (map #(assoc (select-keys % [:map]) :pid (:pid (:value %))) events)))
+      (is (every? zero? (map #(rem (:count (:value %)) 5) events)))
+      (is (gone? (map :id (:programs first-row))))
+      (is (= before (fixture/settled-descriptors))))))
+
+(kernel-test q4-run-ends-early
+  (testing "a reduction that ends early takes everything away"
+    (let [[row] (into [] (take 1) (exec/run {:file calls}))]
+      (is (= :running (:status row)))
+      (is (gone? (map :id (:programs row)))))))
+
+(kernel-test targets-and-maps
+  (testing ":target sets the target of a program, :map an existing map"
+    (with-open [m ^Closeable (bpf/create {:name "t_pids" :type :hash :key :u32 :value :u64
+                                          :max-entries 16})]
+      (let [options {:file calls :seconds 0.2 :var {"only" this-pid}
+                     :target {"on_enter" {:raw-tracepoint "sys_exit"}} :map {"pids" m}}
+            [row] (into [] (take 1) (exec/run options))]
+        (is (= "raw-tracepoint sys_exit" (:attached-to (first (:programs row)))))
+        (is (= (:id (bpf/info m)) (:id (last (:maps row)))))
+        (is (pos? (get m this-pid 0)) "the map stays")
+        (is (= "#bpfmap.exec/run {:file \"test/objects/calls-el.o\", :only [\"on_enter\"], :interval 1.0}"
+               (pr-str (exec/run {:file calls :only ["on_enter"]}))))))))
+
+;; --- failures
+
+(kernel-test q4-failure-undoes-everything
+  (testing "if a program cannot be attached, what was attached before is detached"
+    (let [before (fixture/settled-descriptors)
+          programs #(into #{} (map :id) (exec/prog-list {:where (str "held.pid=" this-pid)}))
+          there (programs)
+          {:keys [message] :bpfmap/keys [error]}
+          (error-of (into [] (exec/run {:file calls :only ["on_enter" "misplaced"]})))]
+      (is (= :not-found error))
+      (is (str/starts-with? message "Program misplaced cannot be attached: Attaching to "))
+      (is (str/includes? message "no raw tracepoint has that name"))
+      (is (str/includes? message ":only (--only) selects the programs to run"))
+      (is (= there (programs)))
+      (is (= before (fixture/settled-descriptors))))))
+
+(kernel-test run-errors
+  (testing "each error of a run says what to do"
+    (doseq [[words code message]
+            [[[packets] 1
+              "No program of packets-el says what it attaches to: give a target with --target, such as 'count={xdp \"eth0\"}'; bpfmap.link/targets has all kinds"]
+             [[packets "--target" "count={xdp \"no_such\"}"] 1
+              "Program count cannot be attached: No network interface \"no_such\""]
+             [[packets "--target" "count=xdp"] 2
+              "--target must be NAME=TARGET, such as count={xdp \"eth0\"}, got \"count=xdp\""]
+             [[packets "--target" "cont={xdp \"lo\"}"] 2
+              "--target must name a program of the object, got \"cont\": did you mean count?"]
+             [[calls "--only" "on_entr"] 2
+              "--only must name a program of the object, got \"on_entr\": did you mean on_enter?"]
+             [[calls "--var" "onyl=1"] 2
+              "--var must name a variable of the object, got \"onyl\": did you mean only?"]
+             [[calls "--var" "only=x"] 2
+              "--var must fit the variable, which has the type u32, got \"only=x\""]
+             [[calls "--var" "only"] 2 "--var must be NAME=VALUE, got \"only\""]
+             [[calls "--map" "pids=no_such_map"] 1 "No map named \"no_such_map\""]
+             [[calls "--map" "pid=1"] 2
+              "--map must name a map of the object, got \"pid\": did you mean pids?"]
+             [["/nowhere/x.o"] 1 "Cannot read the object /nowhere/x.o: there is no such file"]]]
+      (testing words
+        (let [[exit line] (apply refused "run" words)]
+          (is (= code exit))
+          (is (str/starts-with? line (str "bpfmap: " message)) line)))))
+  (testing "without privileges"
+    (is (re-find #"CAP_BPF|EPERM" (second (fixture/unprivileged #(refused "run" calls)))))))
+
+;; --- the command line
+
+(kernel-test printed-run
+  (testing "the command prints the first and the last summary, and events"
+    (let [{:keys [exit out err]} (bpfmap "run" calls "--seconds" "0.5" "--var"
+                                         (str "only=" this-pid) "--var" "step=1")
+          lines (str/split-lines out)]
+      (is (= [0 ""] [exit err]))
+      (is (= "calls-el: 1 program is attached since 0.0 s; stop with Ctrl-C" (first lines)))
+      (is (= 2 (count (filter #(re-find #"raw-tracepoint  on_enter  raw-tracepoint sys_enter$" %)
+                              lines))))
+      (is (= 1 (count (filter #(re-matches #" +pid +count" %) lines))))
+      (is (some #(re-matches (re-pattern (str " +" this-pid " +\\d+")) %) lines))
+      (is (= 2 (count (filter #(re-matches #"calls  \d+" %) lines))))))
+  (testing "as data, a row on each line"
+    (doseq [[format read] {"--edn" edn/read-string
+                           "--json" #(update (json/read-str % :key-fn keyword) :status keyword)}]
+      (let [{:keys [out]} (bpfmap "run" calls format "--seconds" "0.2" "--var"
+                                  (str "only=" this-pid))
+            rows (map read (str/split-lines out))]
+        (is (= [:running :ended] [(:status (first rows)) (:status (last rows))]))))))
+
+;; --- a process
+
+(def ^:private script (str (.getAbsolutePath (io/file "bin/bpfmap"))))
+
+(defn- signalled-run
+  "Runs the object in a process, and sends it a signal after its first row.
+
+  Returns its exit code, its rows, and the seconds it took to end."
+  [signal]
+  (let [out (File/createTempFile "bpfmap" ".out")
+        ^List command [script "run" calls "--edn" "--interval" "0.2"]
+        process (.start (doto (ProcessBuilder. command)
+                          (.redirectOutput out)
+                          (.redirectError (File. "/dev/null"))))]
+    (try
+      (loop [attempts 600]
+        (when (and (pos? attempts) (.isAlive process) (not (str/includes? (slurp out) "\n")))
+          (Thread/sleep 50)
+          (recur (dec attempts))))
+      (fixture/run ["sh" "-c" (str "kill -" signal " " (.pid process))])
+      (let [begun (System/nanoTime)]
+        (is (.waitFor process 20 TimeUnit/SECONDS))
+        {:exit (.exitValue process)
+         :rows (map edn/read-string (remove #(str/ends-with? % "…") (str/split-lines (slurp out))))
+         :seconds (/ (- (System/nanoTime) begun) 1e9)})
+      (finally
+        (.destroyForcibly process)
+        (.delete out)))))
+
+(kernel-test q4-signal-ends-run
+  (testing "SIGTERM ends a run with its last row; after SIGKILL the kernel takes everything away"
+    (is (= 0 (:exit (fixture/run [script "--version"]))) "the first call compiles")
+    (let [{:keys [exit rows seconds]} (signalled-run "TERM")]
+      (is (= 143 exit))
+      (is (< seconds 5))
+      (is (= [:running :ended] (map :status [(first rows) (last rows)])))
+      (is (gone? (map :id (:programs (first rows))))))
+    (let [{:keys [exit rows]} (signalled-run "KILL")
+          ids (map :id (:programs (first rows)))]
+      (is (= 137 exit))
+      (is (seq ids))
+      (is (gone? ids)))))
+
+;; --- instructions with source lines
+
+(kernel-test q2-dump-with-source-lines
+  (testing "prog dump has the source lines of a loaded object, and the names of its functions"
+    (with-open [^Closeable loaded (object/load (object/read "test/objects/flows-el.o")
+                                               {:only ["count_packets"]})]
+      (let [program (get-in loaded [:programs "count_packets"])
+            {:keys [name lines functions]} (exec/prog-dump {:ref program})
+            text (:out (bpfmap "prog" "dump" (:id (exec/prog-show {:ref program}))))]
+        (is (= "count_packets" name))
+        (is (some #(str/includes? (:text %) "map_lookup(&flows, &key)") lines))
+        (is (every? #(str/ends-with? (:file %) "flows.bpf.c") lines))
+        (is (seq functions))
+        (is (re-find #"(?m)^; struct flow \*flow = map_lookup\(&flows, &key\); @ .*flows.bpf.c:\d+$"
+                     text))
+        (is (re-find #"(?m)^ +\d+: r1 = map flows\[\d+\]$" text))
+        (doseq [function (keys functions)]
+          (is (str/includes? text (str "\n" function ":\n"))))))))
