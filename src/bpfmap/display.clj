@@ -21,8 +21,8 @@
 
   Names of interfaces, cgroups, users, processes and symbols are read from this host when they are
   first needed, once for each [[formatter]] and each call of [[apply-hints]]. Interfaces are those
-  of the network namespace in which /sys was mounted, users those in /etc/passwd. What is read has a
-  bound: 100,000 cgroups, 65,536 processes and addresses, 4,096 ELF files. A number beyond it is
+  of the network namespace in which /sys was mounted, users those in /etc/passwd, processes those of
+  the pid namespace of /proc. What is read has a bound: 100,000 cgroups, 65,536 processes and addresses, 4,096 ELF files. A number beyond it is
   shown as the number and says so."
   (:require [bpfmap.error :as error]
             [bpfmap.impl.btf.blob :as blob]

@@ -5,6 +5,7 @@
             [bpfmap.core :as bpf]
             [bpfmap.display :as display]
             [bpfmap.fixture :as fixture :refer [kernel-test]]
+            [bpfmap.impl.display.symbols :as symbols]
             [bpfmap.impl.kernel.clock :as clock]
             [bpfmap.impl.kernel.procfs :as procfs]
             [bpfmap.programs :as programs]
@@ -191,7 +192,7 @@
     (is (= "0x480e (the memory of process 1 cannot be read)"
            (fixture/unprivileged #(shown [:usym 1] :u64 0x480e))))))
 
-;; --- programs of other processes
+;; --- programs of processes
 
 (defn- mapping-of
   "Returns the first address of the code of a file in a process."
@@ -213,6 +214,19 @@
       (finally
         (.destroyForcibly process)
         (.waitFor process)))))
+
+(kernel-test v2-files-by-name
+  (testing "a user without privileges reads the files of own processes by their names"
+    (let [address (mapping-of @pid "libc.so")
+          name (shown [:usym @pid] :u64 address)]
+      (is (str/includes? name "libc.so"))
+      (is (= name (fixture/unprivileged #(shown [:usym @pid] :u64 address)))))))
+
+(kernel-test v2-files-of-devices
+  (testing "a mapped device is not opened"
+    (is (nil? (#'symbols/readable-path @pid {:path "/dev/zero" :start 0 :end 4096})))
+    (is (= (str "/proc/" @pid "/root/etc/passwd")
+           (#'symbols/readable-path @pid {:path "/etc/passwd" :start 0 :end 4096})))))
 
 (kernel-test v2-deleted-file
   (testing "a program whose file was deleted is still read"

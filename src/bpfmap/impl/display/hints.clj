@@ -432,7 +432,9 @@
           (if exact? [1] (range (count path) 0 -1)))))
 
 (def ^:private of-references
-  "The types of values that are read as references, by `:refers` of the row of the map type."
+  "The types of values that are read as references.
+
+  By `:refers` of the row of the map type."
   {:map-id [:struct [:map-id :u32]]
    :program-id [:struct [:program-id :u32]]
    :socket-cookie [:struct [:socket-cookie :u64]]})

@@ -177,8 +177,7 @@
           (keep (fn [line]
                   (when-let [[_ start end access offset device inode path]
                              (re-matches mapping-line line)]
-                    {:range (str start "-" end)
-                     :start (Long/parseUnsignedLong start 16)
+                    {:start (Long/parseUnsignedLong start 16)
                      :end (Long/parseUnsignedLong end 16)
                      :code? (str/includes? access "x")
                      :offset (Long/parseUnsignedLong offset 16)
@@ -190,14 +189,16 @@
     (catch IOException _ [])))
 
 (defn- readable-path
-  "Returns a path by which the file of a mapping can be read.
+  "Returns a path by which the file of a mapping can be read, or nil.
 
-  The process may be in another mount namespace, and the file may have been deleted."
-  [pid {:keys [path range]}]
-  (let [rooted (str "/proc/" pid "/root" path)]
-    (if (and (not (str/ends-with? path " (deleted)")) (.canRead (File. rooted)))
-      rooted
-      (str "/proc/" pid "/map_files/" range))))
+  The first is the mapped file itself, also if it was deleted or replaced; the kernel allows it to
+  root only. The second is the file of that name now, in the mount namespace of the process. Only a
+  regular file is read: opening a pipe would wait, and opening a device can have effects."
+  [pid {:keys [path start end]}]
+  (first (filter #(.isFile (File. ^String %))
+                 [(str "/proc/" pid "/map_files/" (Long/toHexString start) "-"
+                       (Long/toHexString end))
+                  (str "/proc/" pid "/root" path)])))
 
 (defn- file-name [path]
   (str/replace (subs path (inc (str/last-index-of path "/"))) #" \(deleted\)$" ""))
@@ -214,7 +215,7 @@
         file-of (fn [pid {:keys [file] :as mapping}]
                   (when-not (.containsKey files file)
                     (.put files file (when (< (.size files) (long most-files))
-                                       (read-file (readable-path pid mapping)))))
+                                       (some-> (readable-path pid mapping) read-file))))
                   (.get files file))]
     (fn [pid address]
       (let [ranges (of-process pid)
@@ -249,7 +250,7 @@
             :when (and code? (str/starts-with? path "/") (not (.containsKey seen file))
                        (< (.size seen) (long most-files)))]
       (let [readable (readable-path pid mapping)]
-        (.put seen file (when-let [id (with-elf readable elf/build-id)]
+        (.put seen file (when-let [id (some-> readable (with-elf elf/build-id))]
                           [id [readable (file-name path)]]))))
     (into {} (remove nil?) (vals seen))))
 
