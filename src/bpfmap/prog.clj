@@ -25,7 +25,6 @@
             [bpfmap.error :as error]
             [bpfmap.impl.kernel.call :as call]
             [bpfmap.impl.kernel.prog :as prog]
-            [bpfmap.impl.link.attach :as attach]
             [bpfmap.impl.link.link :as link]
             [bpfmap.impl.map.bpf-map :as bpf-map]
             [bpfmap.impl.map.references :as references]
@@ -357,4 +356,6 @@
       (with-open [_ (attach-raw-tracepoint p \"sys_enter\")] (Thread/sleep 1000))"
   ^Link [program tracepoint]
   (check-program program :attach-raw-tracepoint)
-  (attach/attach program {:raw-tracepoint tracepoint} nil {:op :attach-raw-tracepoint}))
+  ;; Commands that only list programs load this namespace too, and start without the other.
+  ((requiring-resolve 'bpfmap.impl.link.attach/attach)
+   program {:raw-tracepoint tracepoint} nil {:op :attach-raw-tracepoint}))

@@ -158,7 +158,7 @@
   (fixture/run ["/bin/true"]))
 
 (defn add-netkit
-  "Adds a pair of netkit devices, nk0 and its peer, with the network 10.9.8.0/24 at nk0.
+  "Adds a pair of netkit devices, kit0 and nk0, with the network 10.9.8.0/24 at kit0.
 
   Returns true, or false if this kernel has no such devices. Older versions of ip do not know them:
   the message RTM_NEWLINK is made by hand."
@@ -173,7 +173,7 @@
         text #(.getBytes (str % "\u0000") "US-ASCII")
         ;; IFLA_IFNAME; IFLA_LINKINFO with IFLA_INFO_KIND
         body (byte-array (mapcat seq [(byte-array 16)
-                                      (attribute 3 (text "nk0"))
+                                      (attribute 3 (text "kit0"))
                                       (attribute 18 (attribute 1 (text "netkit")))]))
         header (linux/pack [:struct [:length :u32] [:type :u16] [:flags :u16] [:seq :u32]
                             [:pid :u32]]
@@ -185,8 +185,8 @@
       (call "write" fd message (alength message))
       (finally (linux/close fd)))
     (let [ip (fixture/executable "ip")
-          {:keys [exit]} (fixture/run [ip "addr" "add" "10.9.8.1/24" "dev" "nk0"])]
+          {:keys [exit]} (fixture/run [ip "addr" "add" "10.9.8.1/24" "dev" "kit0"])]
       (when (zero? (long exit))
-        (fixture/run ["bash" "-c" (str "for d in $(" ip " -o link | grep -o 'nk[0-9]*' | sort -u); do "
-                                       ip " link set $d up; done")]))
+        (doseq [device ["kit0" "nk0"]] ; the kernel names the peer
+          (fixture/run [ip "link" "set" device "up"])))
       (zero? (long exit)))))

@@ -48,7 +48,7 @@
   (let [outcome (kernel.link/create (assoc link :program program) ctx)]
     (if (instance? Fd outcome)
       outcome
-      (throw (refused request (str "Attaching to " (error/printed target)) outcome)))))
+      (throw (refused request (str "Attaching to " (link/target-text target)) outcome)))))
 
 (defn- flag-word [& names]
   (reduce bit-or 0 (map kernel.link/flags names)))
@@ -135,7 +135,7 @@
       nil
 
       :else
-      (throw (refused request (str "Attaching to " (error/printed (:target request))) outcome)))))
+      (throw (refused request (str "Attaching to " (link/target-text (:target request))) outcome)))))
 
 (defn- tracepoint-id [{:keys [target kind ctx]}]
   (let [[category name] (str/split (kind target) #"[/:]")]
@@ -262,7 +262,7 @@
                     (if (instance? Fd outcome)
                       outcome
                       (throw (refused (assoc-in request [:ctx :perf] :event)
-                                      (str "Opening the perf event of " (error/printed target))
+                                      (str "Opening the perf event of " (link/target-text target))
                                       outcome)))))
                 specs)
         links (try

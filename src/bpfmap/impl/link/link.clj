@@ -12,6 +12,16 @@
 
 (declare info)
 
+(defn target-text
+  "Returns a target as text for people.
+  Open objects in it print as they do alone.
+
+      (target-text {:struct-ops m}) ;=> \"{:struct-ops #<bpf-map 12 …>}\""
+  [target]
+  (error/printed (update-vals target #(if (satisfies? references/OpenObject %)
+                                        (symbol (str %))
+                                        %))))
+
 ;; A link owns descriptors, and ends when it is closed: `fds` are links of the kernel, one for each
 ;; CPU of a perf event. `events` are perf events with a program but without a link, as before Linux
 ;; 5.15; then `fds` is empty. `target` is data: as it was attached, or what is known of an opened
@@ -26,7 +36,7 @@
   p/Datafiable
   (datafy [link] (info link))
   Object
-  (toString [_] (str "#<bpf-link " (error/printed target)
+  (toString [_] (str "#<bpf-link " (target-text target)
                      (when (.isClosed ^Fd (first (concat fds events))) " closed")
                      ">")))
 
