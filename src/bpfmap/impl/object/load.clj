@@ -380,8 +380,10 @@
   "Writes the bytes of a section to its map, and freezes it if it is constant."
   [^BpfMap m ^bytes contents freeze?]
   (when-not (every? zero? contents)
-    (kernel.element/write (.-elements m) index-codec (codec/codec [:bytes (alength contents)])
-                          0 contents kernel.element/any m :load))
+    (if (:per-cpu (map-types/types (:type (bpf-map/identity-of m))))
+      (element-ops/write m :put! kernel.element/any 0 (bytes/wrap contents) {:cpus :all})
+      (kernel.element/write (.-elements m) index-codec (codec/codec [:bytes (alength contents)])
+                            0 contents kernel.element/any m :load)))
   (when freeze?
     (kernel.map/freeze (.-fd m) {:op :load :map (.-identity m)})))
 

@@ -95,7 +95,8 @@
     (into {}
           (for [[name {:keys [section size] :as variable}] (:variables object)
                 :let [m (maps-of-sections section)]
-                :when (and m (pos? (long size)))]
+                ;; A variable of each CPU has no place of its own.
+                :when (and m (pos? (long size)) (nil? (bpf-map/cpus-of m)))]
             (let [memory (if (contains? @memories section)
                            (@memories section)
                            (let [memory (memory-of undo m (owned? m))]
