@@ -6,7 +6,9 @@
             [bpfmap.core :as bpf]
             [bpfmap.fixture :as fixture :refer [error-of kernel-test]]
             [bpfmap.host :as host]
+            [bpfmap.impl.kernel.btf :as kernel.btf]
             [bpfmap.impl.kernel.call :as call]
+            [bpfmap.impl.object.externs :as externs]
             [bpfmap.impl.prog.program :as program]
             [bpfmap.memory :as mem]
             [bpfmap.object :as object]
@@ -128,6 +130,34 @@
                                                                 dissoc :contents)
                                                      {:only ["ssthresh"]})))
                              "must be a member of a struct_ops map of the object")))))))
+
+(kernel-test functions-of-modules
+  (testing "a function of a module is called through the array of descriptors"
+    (is (nil? (kernel.btf/open-named "no_such_module" {:op :load})))
+    (if-not (externs/type-id "bpf_rcu_read_lock" :func)
+      (fixture/skip! "the kernel has no function to call")
+      ;; The kernel itself stands for a module, which the verifier notices.
+      (with-redefs [externs/find-type (fn [name kind] {:id (externs/type-id name kind)
+                                                       :module "vmlinux"})]
+        (let [descriptors (fixture/open-descriptors)
+              o (-> @packets
+                    (assoc-in [:ksyms "bpf_rcu_read_lock"] {:kind :function})
+                    (update-in [:programs "count"] dissoc :lines :core)
+                    (assoc-in [:programs "count" :insns]
+                              [[:call {:kfunc "bpf_rcu_read_lock"}] [:mov64 :r0 0] [:exit]]))]
+          (is (str/includes? (:bpfmap/log (error-of (object/load o))) "not a module BTF"))
+          (is (= descriptors (fixture/open-descriptors))))))))
+
+(kernel-test variables-of-each-cpu
+  (testing "a section of per-CPU variables is filled for every CPU"
+    (let [o (-> @packets
+                (assoc-in [:maps ".percpu"] {:name ".percpu" :type :percpu-array :key :u32
+                                             :max-entries 1 :value [:struct [:n :u32]]})
+                (assoc-in [:variables "n"] {:section ".percpu" :offset 0 :size 4 :type :u32
+                                            :value 7}))]
+      (with-open [x (object/load o)]
+        (is (= #{{:n 7}} (set (get-in x [:maps ".percpu" 0]))))
+        (is (nil? (get-in x [:variables "n"])))))))
 
 (kernel-test o9-two-statics-of-one-name
   (testing "static variables of one name in two functions stay two variables"

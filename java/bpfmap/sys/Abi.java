@@ -97,6 +97,7 @@ public final class Abi {
     public static final int BPF_RAW_TRACEPOINT_OPEN = 17;
     public static final int BPF_BTF_LOAD = 18;
     public static final int BPF_BTF_GET_FD_BY_ID = 19;
+    public static final int BPF_BTF_GET_NEXT_ID = 23;
     public static final int BPF_TASK_FD_QUERY = 20;
     public static final int BPF_MAP_LOOKUP_AND_DELETE_ELEM = 21;
     public static final int BPF_MAP_FREEZE = 22;

@@ -80,6 +80,19 @@
         (or @running
             (reset! running (kernel))))))
 
+(def ^:private known-modules "The names of modules, and their BTF." (atom nil))
+
+(defn running-modules
+  "Returns pairs of the name and the BTF of each module.
+
+  They are read again when other modules are there."
+  []
+  (let [names (vec (module-names))
+        {:keys [found] known :names} @known-modules]
+    (if (= names known)
+      found
+      (:found (reset! known-modules {:names names :found (modules (running-kernel))})))))
+
 (defn targets
   "Returns the types of the running kernel for `bpfmap.impl.object.core/resolve`.
 
@@ -87,7 +100,7 @@
   []
   (let [b (running-kernel)]
     ;; Most programs that use maps do not need CO-RE.
-    ((requiring-resolve 'bpfmap.impl.object.core/targets) b (delay (modules b)))))
+    ((requiring-resolve 'bpfmap.impl.object.core/targets) b (delay (running-modules)))))
 
 ;; --- loading
 

@@ -4,6 +4,7 @@
   (:require [bpfmap.impl.kernel.call :as call]
             [bpfmap.impl.map-types :as map-types])
   (:import (bpfmap.sys Abi Attr Bytes Fd Info)
+           (clojure.lang ExceptionInfo)
            (java.lang.foreign MemorySegment)))
 
 (set! *warn-on-reflection* true)
@@ -73,3 +74,26 @@
       (let [{:keys [size]} (info fd 0 ctx)]
         (select-keys (info fd size ctx) [:bytes :name :kernel?]))
       (finally (call/close fd)))))
+
+(defn open-named
+  "Opens the BTF object of the kernel or of a module by its name; or returns nil.
+
+  Needs Linux 5.11 and CAP_SYS_ADMIN."
+  ^Fd [name ctx]
+  (some (fn [id]
+          (when-let [fd (try
+                          (open-id id ctx)
+                          (catch ExceptionInfo e
+                            ;; Gone since the ids were read.
+                            (when-not (= :ENOENT (:bpfmap/errno (ex-data e)))
+                              (throw e))))]
+            (let [found? (try
+                           (let [found (info fd 0 ctx)]
+                             (and (:kernel? found) (= name (:name found))))
+                           (catch Throwable e
+                             (call/close fd)
+                             (throw e)))]
+              (if found?
+                fd
+                (do (call/close fd) nil)))))
+        (call/ids :btf ctx)))

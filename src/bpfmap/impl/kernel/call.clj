@@ -388,7 +388,8 @@
   "The commands that list ids and open an id, by kind of object."
   {:map {:next-id Abi/BPF_MAP_GET_NEXT_ID :by-id Abi/BPF_MAP_GET_FD_BY_ID}
    :program {:next-id Abi/BPF_PROG_GET_NEXT_ID :by-id Abi/BPF_PROG_GET_FD_BY_ID}
-   :link {:next-id Abi/BPF_LINK_GET_NEXT_ID :by-id Abi/BPF_LINK_GET_FD_BY_ID}})
+   :link {:next-id Abi/BPF_LINK_GET_NEXT_ID :by-id Abi/BPF_LINK_GET_FD_BY_ID}
+   :btf {:next-id Abi/BPF_BTF_GET_NEXT_ID :by-id Abi/BPF_BTF_GET_FD_BY_ID}})
 
 (defn ids
   "Returns the ids of all objects of a kind, ascending."

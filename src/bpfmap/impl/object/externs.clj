@@ -259,6 +259,23 @@
   [name kind]
   (first-id (kernel-btf/running-kernel) name kind))
 
+(defn- own-id
+  "Returns the id of a type that a module itself has, by its name; or nil."
+  [b name kind]
+  (first (filter #(= kind (blob/kind b %)) (blob/own-ids-named b name))))
+
+(defn find-type
+  "Returns the id of a type of the kernel or of a module: `{:id :module}`, or nil.
+
+  The kernel itself comes first, and then `:module` is missing."
+  [name kind]
+  (if-let [id (type-id name kind)]
+    {:id id}
+    (some (fn [[module b]]
+            (when-let [id (own-id b name kind)]
+              {:id id :module module}))
+          (kernel-btf/running-modules))))
+
 (def ^:private targets
   "Kind and prefix of targets in the BTF, and a word for them, by attach type."
   {:trace-raw-tp [:typedef "btf_trace_" "tracepoint"]
@@ -269,17 +286,29 @@
    :trace-fexit [:func "" "function"]
    :modify-return [:func "" "function"]})
 
-(defn attach-target
-  "Returns the id of a program's target in the BTF of the kernel.
+(defn- find-target
+  "Returns a type by its name, which may begin with a module and a colon."
+  [text kind]
+  (let [[_ module name] (re-matches #"([^:]+):(.+)" text)]
+    (if module
+      (some (fn [[found b]]
+              (when-let [id (when (= module found) (own-id b name kind))]
+                {:id id :module module}))
+            (kernel-btf/running-modules))
+      (find-type text kind))))
 
-  Returns nil for a program whose type has none. Throws `:not-found` with similar names."
+(defn attach-target
+  "Returns a program's target in the BTF of the kernel: `{:id :module}`.
+
+  The target may be `module:function`. Returns nil for a program whose type has none. Throws
+  `:not-found` with similar names."
   [name {:keys [attach-type target type]}]
   (when-let [[kind prefix word] (when (#{:tracing :lsm} type) (targets attach-type))]
     (let [path [:programs name :target]]
       (when (str/blank? target)
         (throw (invalid path (str "A program of attach type " attach-type " must have a target")
                         (str "set the name of a " word " as its :target"))))
-      (or (type-id (str prefix target) kind)
+      (or (find-target (str prefix target) kind)
           (throw (not-found path (str "This kernel has no " word " " target)
                             (or (similar (kernel-btf/running-kernel) target kind prefix)
                                 (str "set another :target, or leave program " name " out"))))))))

@@ -304,7 +304,7 @@
   "Returns the state with the BTF of the object in the kernel, if it takes it.
 
   `:btf` has its descriptor as `:fd`, and the types of maps and tables of functions are made of it."
-  [{:keys [object undo blob] :as state}]
+  [{:keys [object temporary blob] :as state}]
   (if-not (:btf object)
     state
     (let [ctx {:op :load}
@@ -316,7 +316,7 @@
                    (throw e))))]
       (if-not fd
         state
-        (do (loaded/undoing! undo fd #(call/close fd))
+        (do (loaded/undoing! temporary fd #(call/close fd))
             (assoc state
                    :btf {:fd fd :loadable l}
                    :types (types-of-maps @blob)))))))
@@ -482,7 +482,7 @@
                  contents true)))
 
 (defn- map-arena
-  "Maps an arena, which sets its address, and writes its variables."
+  "Sets the address of an arena by mapping it, and writes its variables."
   [{:keys [object undo]} map-name m]
   (when-let [memory (mapped/memory-or-nil m)]
     (loaded/undoing! undo memory #(memory.bytes/close memory))
@@ -552,6 +552,9 @@
 (defn- set-immediate! [^ByteBuffer code slot n]
   (.putInt code (int (+ 4 (* 8 (long slot)))) (unchecked-int (long n))))
 
+(defn- set-offset! [^ByteBuffer code slot n]
+  (.putShort code (int (+ 2 (* 8 (long slot)))) (short n)))
+
 (defn- set-wide! [code slot n]
   (set-immediate! code slot n)
   (set-immediate! code (inc (long slot)) (bit-shift-right (long n) 32)))
@@ -571,16 +574,39 @@
     (poison! ctx code slot (str "map " map-name " was not created, because its :autoload is "
                                 "false"))))
 
+(defn- module-fd
+  "Returns a descriptor of the BTF of a module, opened once for a load."
+  ^Fd [{:keys [temporary module-fds]} module]
+  (or (@module-fds module)
+      (let [fd (or (kernel.btf/open-named module {:op :load})
+                   (throw (externs/missing [] "module" module)))]
+        (loaded/undoing! temporary fd #(call/close fd))
+        (vswap! module-fds assoc module fd)
+        fd)))
+
+(defn- module-index
+  "Returns the index of a module in the array of descriptors of a program, from 1."
+  [{:keys [fd-array] :as ctx} module]
+  (let [fd (module-fd ctx module)
+        index (.indexOf ^java.util.List @fd-array fd)]
+    (if (neg? index)
+      (count (vswap! fd-array conj fd))
+      (inc index))))
+
 (defn- use-kernel-function!
   "Makes a call or an address refer to a function of the kernel.
 
   A weak function that this kernel does not have must not be called, and has the address 0."
-  [{:keys [object] :as ctx} code {:keys [slot ref path kind]}]
+  [{:keys [object fds] :as ctx} code {:keys [slot ref path kind]}]
   (let [wanted (val (first ref))
         weak? (:weak (get-in object [:ksyms wanted]))
-        id (externs/type-id (core/essential-name wanted) :func)]
+        {:keys [id module]} (externs/find-type (core/essential-name wanted) :func)]
     (cond
-      id (set-immediate! code slot id)
+      id (do (set-immediate! code slot id)
+             (when module
+               (if (= :kfunc kind)
+                 (set-offset! code slot (module-index ctx module))
+                 (vswap! fds conj {:slot (inc (long slot)) :fd (module-fd ctx module)}))))
       (not weak?) (throw (externs/missing path "function" wanted))
       (= :kfunc kind) (poison! ctx code slot (str "this kernel has no function " wanted))
       :else (do (set-source! code slot 0)
@@ -588,14 +614,16 @@
 
 (defn- use-symbol!
   "Makes an instruction load the address of a symbol of the kernel."
-  [{:keys [object addresses]} code {:keys [slot ref path]}]
+  [{:keys [object addresses fds] :as ctx} code {:keys [slot ref path]}]
   (let [wanted (val (first ref))
         {:keys [weak] type :type} (get-in object [:ksyms wanted])
-        id (when type (externs/type-id (core/essential-name wanted) :var))]
+        {:keys [id module]} (when type (externs/find-type (core/essential-name wanted) :var))]
     ;; The BTF may have variables of which the kernel does not know the address.
     (if (and id (or (not weak) (@addresses wanted)))
       (do (set-source! code slot 3) ; BPF_PSEUDO_BTF_ID
-          (set-immediate! code slot id))
+          (set-immediate! code slot id)
+          (when module
+            (vswap! fds conj {:slot (inc (long slot)) :fd (module-fd ctx module)})))
       (let [address (when-not type (get @addresses wanted))]
         (when-not (or address weak)
           (throw (externs/missing path "variable" wanted)))
@@ -647,9 +675,15 @@
                            :bpfmap/hint (nearest/did-you-mean member (keep :name members))})))
     {:attach-btf-id id :expected-attach-type index}))
 
+(defn- btf-target
+  "Returns the fields for a target in the BTF of the kernel or of a module."
+  [state {:keys [id module]}]
+  (cond-> {:attach-btf-id id}
+    module (assoc :attach-btf (module-fd state module))))
+
 (defn- attach-fields
   "Returns the fields of a program that say what it is loaded for."
-  [{:keys [implementations options]} name {:keys [type attach-type] :as program}]
+  [{:keys [implementations options] :as state} name {:keys [type attach-type] :as program}]
   (let [target (get (:attach-to options) name)]
     (cond
       (and (= :struct-ops type) (implementations name))
@@ -675,7 +709,7 @@
       :else
       (cond-> {}
         attach-type (assoc :expected-attach-type (kernel.prog/attach-types attach-type))
-        (#{:tracing :lsm} type) (assoc :attach-btf-id (externs/attach-target name program))))))
+        (#{:tracing :lsm} type) (merge (btf-target state (externs/attach-target name program)))))))
 
 (defn- check-program [name {:keys [type attach-type flags section]}]
   (let [path [:programs name]]
@@ -712,7 +746,7 @@
   [{:keys [object options undo btf] :as state} name {:keys [code parts relocations callbacks]}]
   (let [{:keys [type flags] :as program} (get-in object [:programs name])
         code (.order (ByteBuffer/wrap code) (ByteOrder/nativeOrder))
-        ctx (assoc state :fds (volatile! []) :poison (volatile! {}))
+        ctx (assoc state :fds (volatile! []) :poison (volatile! {}) :fd-array (volatile! []))
         fields (in-path [] (attach-fields state name program))]
     (doseq [relocation relocations]
       (resolve-reference! ctx code relocation))
@@ -727,6 +761,7 @@
                      :insns (.array code)
                      :relocations @(:fds ctx)
                      :functions callbacks
+                     :fd-array @(:fd-array ctx)
                      :patch! asm/patch-map-fd!
                      :flags flags
                      :kernel-version (when (= :kprobe type) @(:kernel-version state))
@@ -837,9 +872,13 @@
   ^Closeable [object options]
   (let [undo (loaded/undo-stack)
         on-failure (loaded/undo-stack)
+        temporary (loaded/undo-stack)
         {:keys [names linked] :as state} (prepared object options)]
     (try
-      (let [state (-> (assoc state :undo undo :on-failure on-failure) with-btf with-maps)
+      (let [state (-> (assoc state :undo undo :on-failure on-failure :temporary temporary
+                             :module-fds (volatile! {}))
+                      with-btf
+                      with-maps)
             loaded (into {} (map (fn [name] [name (load-program state name (linked name))])) names)
             programs (update-vals loaded :program)
             struct-ops (fill-with-programs state programs)
@@ -858,4 +897,6 @@
       (catch Throwable e
         (doseq [failed [(loaded/undo! on-failure) (loaded/undo! undo)]]
           (when failed (.addSuppressed e failed)))
-        (throw e)))))
+        (throw e))
+      (finally
+        (loaded/undo! temporary)))))
