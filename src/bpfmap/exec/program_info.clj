@@ -6,7 +6,6 @@
             [bpfmap.exec.map-info :as map-info]
             [bpfmap.impl.btf.blob :as blob]
             [bpfmap.impl.host.holders :as holders]
-            [bpfmap.impl.host.kernel-btf :as kernel-btf]
             [bpfmap.impl.kernel.link :as kernel.link]
             [bpfmap.impl.kernel.prog :as kernel.prog]
             [bpfmap.impl.kernel.procfs :as procfs]
@@ -157,9 +156,11 @@
     (not-empty (str/join " " (remove nil? parts)))))
 
 (defn kernel-btf
-  "Returns a delay of the kernel's BTF, which takes some time to read."
+  "Returns a delay of the kernel's BTF, which takes some time to read.
+
+  Its code is loaded on demand too, because the lists of maps use this namespace."
   []
-  (delay (or-nothing kernel-btf/kernel)))
+  (delay (or-nothing (requiring-resolve 'bpfmap.impl.host.kernel-btf/kernel))))
 
 ;; --- owners
 
