@@ -91,7 +91,7 @@
           summaries (measure/measure
                      (assoc options
                             :kinds (filter #(containing kind (:title %)) shapes/maps)
-                            :wanted? #(containing only (:operation %))
+                            :wanted #(containing only (:operation %))
                             :progress (fn [text] (binding [*out* *err*] (println "bench:" text)))))
           _ (when (empty? summaries)
               (throw (ex-info "no row is of an operation and a map with such names" {})))

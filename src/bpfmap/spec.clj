@@ -255,7 +255,7 @@
   [spec facts]
   (complete (if (and (error/named-map? spec)
                      (nil? (:inner-map spec))
-                     (:inner? (map-types/types (:type (with-defaults spec nil)))))
+                     (:inner (map-types/types (:type (with-defaults spec nil)))))
               (assoc spec :inner-map {:type :array :value-size 4 :max-entries 1})
               spec)
             facts))

@@ -109,7 +109,7 @@
                         ;; 11
                         {:kind :ptr :type 10}
                         ;; 12
-                        {:kind :fwd :name "later" :union? false}
+                        {:kind :fwd :name "later" :union false}
                         ;; 13
                         {:kind :ptr :type 12}
                         ;; 14

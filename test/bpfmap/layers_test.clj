@@ -227,6 +227,20 @@
                    (:doc (meta v)))
           (str v " shows no call of itself")))))
 
+(def ^:private function-keywords
+  "Keywords ending in ? that are not keys of the project: operations, which are named as their
+  function, and options of test.check."
+  #{":might-contain?" ":has-key?" ":pinned-at?" ":read-only?" ":closed?" ":NaN?" ":infinite?"})
+
+(deftest keys-without-question-mark
+  (testing "a key of data does not end in ?, which is for predicates"
+    (doseq [{:keys [file]} @namespaces
+            :let [code (str/replace (slurp file) #"\"(?:[^\"\\]++|\\[\s\S])*+\"|\\.|;[^\n]*" "")]
+            found (concat (re-seq #"(?<![^\s(\[{#'`~])::?[^\s()\[\]{}]*\?(?![^\s()\[\]{}])" code)
+                          (re-seq #":(?:[\w.]+/)?keys\s+\[[^\]]*\?[^\]]*\]" code))
+            :when (not (function-keywords found))]
+      (is (nil? found) (str file)))))
+
 (deftest reflection-warnings
   (testing "every namespace enables warnings for reflection"
     (doseq [{:keys [ns file]} @namespaces]

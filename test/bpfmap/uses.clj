@@ -199,7 +199,7 @@
 
 (defn used
   "Calls f with a new map, in which the first value is under the first key, if anything can be put
-  there, and with what it is used with: the use with `:keys` and `:values` as data, and `:same?`."
+  there, and with what it is used with: the use with `:keys` and `:values` as data, and `:same`."
   [{:keys [spec objects fill values reads] :as use} f]
   (let [objects (when objects (objects))
         of-objects #(if (fn? %) (% objects) %)
@@ -211,7 +211,7 @@
               [v :as vs] (of-objects values)]
           (when (and (not fill) (contains? ops :put!))
             (bpf/put! m k v))
-          (f m (assoc use :keys ks :values vs :same? (or reads =)))))
+          (f m (assoc use :keys ks :values vs :same (or reads =)))))
       (finally (run! (fn [^Closeable object] (.close object)) objects)))))
 
 (defn has?
@@ -253,10 +253,10 @@
    :next-key [{:op :next-key}]
    :reduce [{:op :next-key} {:op :lookup}]
    :drain! [{:op :lookup-and-delete}]
-   :push! [{:op :update :flags 0 :keyless? true}]
-   :pop! [{:op :lookup-and-delete :keyless? true}]
-   :peek [{:op :lookup :keyless? true}]
-   :might-contain? [{:op :lookup :keyless? true}]})
+   :push! [{:op :update :flags 0 :keyless true}]
+   :pop! [{:op :lookup-and-delete :keyless true}]
+   :peek [{:op :lookup :keyless true}]
+   :might-contain? [{:op :lookup :keyless true}]})
 
 (def refusals
   "How the kernel refuses an operation: EFAULT for the key that is not given, ENOSPC for values
@@ -275,7 +275,7 @@
                        (if (and resolvers k) (references/resolve-key resolvers held k facts) k))
             v (encoded (.-value-codec m)
                        (if (and resolvers v) (references/resolve-value resolvers held v facts) v))
-            answers (for [{:keys [op flags keyless?]} (raw op)]
+            answers (for [{:keys [op flags] keyless? :keyless} (raw op)]
                       (said (probe/operate op (bpf-map/descriptor m)
                                            {:key (when-not keyless? k) :value v :flags flags}
                                            facts)))]

@@ -26,7 +26,7 @@
 (defn- work
   "One thread's part of a slice: processor and wall time in nanoseconds, bytes allocated, and the
   sum."
-  [subject {:keys [slice count batch restores?]} first ^CountDownLatch not-ready]
+  [subject {:keys [slice count batch] restores? :restores} first ^CountDownLatch not-ready]
   (let [thread ^ThreadMXBean (ManagementFactory/getThreadMXBean)
         run (slice (assoc subject :batch batch))
         restore (if restores? (raw/update-arrays subject) (fn [_ _]))]
@@ -144,7 +144,7 @@
   map before any is measured, so that the JIT compiles the code they share for every type of key
   and value, as it has to in a service. `wanted?` says which rows; `progress` is called with a
   line of text now and then."
-  [{:keys [kinds sizes threads rounds wanted? progress]}]
+  [{:keys [kinds sizes threads rounds progress] wanted? :wanted}]
   (with-open [c (baseline/start (processor/allowed))]
     (let [executors (processor/threads (reduce max threads) (processor/allowed))
           rows-of (fn [kind entries ts] (filter wanted? (mapcat #(rows/rows kind entries %) ts)))]

@@ -99,7 +99,7 @@
                    (not (and (= :percpu shape) (= "update" operation) (= :views way))))]
     {:map title :shape shape :operation operation :way way :threads threads :entries entries
      :in-c in-c :count n :batch batch :slice slice
-     :restores? (contains? #{"delete" "take" "delete-batch"} in-c)
+     :restores (contains? #{"delete" "take" "delete-batch"} in-c)
      :slices (second (first (filter #(<= n (first %)) slices-for)))}))
 
 ;; --- the map of a row

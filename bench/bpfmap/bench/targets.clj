@@ -86,7 +86,7 @@
                                [(:name row)]))
        :met (count (filter good? numbers))
        :of (count numbers)
-       :good? (good? [(report/median (map first numbers))])})))
+       :good (good? [(report/median (map first numbers))])})))
 
 (defn- table-of
   "Returns the lines of a table of targets and of the rows that they are about."
@@ -94,7 +94,7 @@
   (report/table [["target" :what]
                  ["bound" :bound]
                  ["median" #(format "%.2f" (:median %)) true]
-                 ["" #(if (:good? %) "met" "MISSED")]
+                 ["" #(if (:good %) "met" "MISSED")]
                  ["worst" #(format "%.2f" (:worst %)) true]
                  ["where" :where]
                  ["rows that meet it" #(str (:met %) " of " (:of %)) true]]

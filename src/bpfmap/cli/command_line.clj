@@ -280,7 +280,7 @@
 
       (help {:command \"dump\"} {})"
   [{:keys [command]} _request]
-  {:text? true
+  {:as-text true
    :lines (cond
             (nil? command) (general-help)
             (commands/families command) (family-help command)

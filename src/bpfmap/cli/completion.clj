@@ -494,7 +494,7 @@
 
       (completion {:shell :bash} {})"
   [{:keys [shell command listed]} _request]
-  {:text? true
+  {:as-text true
    :lines (cond
             (nil? command) (script shell)
             (nil? listed) nil

@@ -44,7 +44,7 @@
 
 (defn tool-options
   "Returns the options of a command for tools.cli, without the general options."
-  [{:keys [rows?] :as command}]
+  [{rows? :rows :as command}]
   (cond-> (mapv #(tool-option command %) (:options command))
     rows? (conj csv-option)))
 

@@ -128,7 +128,7 @@
                          lines-of
                          drawn?)
         gone? (= :gone (:status @last-frame))]
-    {:text? true
+    {:as-text true
      ;; The last screen stays visible above the prompt.
      :lines (when (and drawn? result height)
               (map #(:text % %)
@@ -198,7 +198,7 @@
                                :else (run! #(print-top % options) frames))))
                          lines-of
                          drawn?)]
-    {:text? true
+    {:as-text true
      ;; The last screen stays visible above the prompt.
      :lines (when (and drawn? result height)
               (map #(:text % %)
@@ -310,7 +310,7 @@
   "Prints the events of a map until `:limit`, `:seconds`, its end, or Ctrl-C."
   [options {:keys [format]}]
   (let [{:keys [count notes exit]} (print-events options format)]
-    {:text? true
+    {:as-text true
      :closing [(output/plural count "event" "events")]
      :notes notes
      :exit exit}))
@@ -383,7 +383,7 @@
   "Prints the events of this host for some seconds, or until Ctrl-C."
   [seconds format]
   (let [{:keys [count map notes exit]} (demo/with-events seconds #(print-events % format))]
-    {:text? true
+    {:as-text true
      :notes notes
      :closing [(str (output/plural count "event" "events") " of this host") (end-text map)]
      :exit exit}))

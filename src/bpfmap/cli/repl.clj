@@ -138,4 +138,4 @@
       (main/repl :init init :print print-result :read (reading (line-reader)) :prompt
                  (constantly nil) :need-prompt (constantly false))
       (main/repl :init init :print print-result)))
-  {:text? true :lines []})
+  {:as-text true :lines []})

@@ -106,7 +106,7 @@
                        nil rows))))
          screen-lines
          screen?)]
-    {:text? true
+    {:as-text true
      ;; The last screen stays visible above the prompt.
      :lines (when (and result height)
               (screen-lines result {:width (or (terminal/width) 80) :height height}))

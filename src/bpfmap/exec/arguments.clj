@@ -402,7 +402,7 @@
   "Prints a result as the command line does and returns it.
 
   Loads the printing code on demand."
-  [{:keys [rows? view]} options format value]
+  [{:keys [view] rows? :rows} options format value]
   (check-library format)
   (when (and (= :csv format) (not rows?))
     (throw (usage-error ":print :csv requires a command that returns rows" {})))

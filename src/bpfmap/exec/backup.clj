@@ -129,7 +129,7 @@
   "Writes a map as EDN and returns the number of its entries."
   [^BufferedWriter writer m]
   (let [spec (spec-to-save m)
-        ids (when (:inner? (input/row-of m)) (inner-ids m))
+        ids (when (:inner (input/row-of m)) (inner-ids m))
         spec (if ids (with-template spec m ids) spec)
         host (host-name)]
     (write-line writer (str "{:bpfmap/saved " (if ids 2 1) "\n :at " (edn-text (java.util.Date.))

@@ -6,7 +6,7 @@
   | key       | meaning                                                                   |
   |-----------|---------------------------------------------------------------------------|
   | `:leaves` | the number of its columns; 1 for a leaf                                   |
-  | `:integer?` | of a leaf: true if it is an integer, which has a rate                   |
+  | `:integer`  | of a leaf: true if it is an integer, which has a rate                   |
   | `:fields` | of a map: `[key tree]` pairs, in order                                    |
   | `:of` `:count` | of a vector: the tree of each element, and the largest number of elements |"
   (:require [bpfmap.exec.fields :as fields]
@@ -23,7 +23,7 @@
   "The tree of a number, a text or anything else that has one column."
   {:leaves 1})
 
-(def ^:private integer (assoc leaf :integer? true))
+(def ^:private integer (assoc leaf :integer true))
 
 (defn- of-fields
   "Returns the tree of a map; a leaf for a map without fields."
@@ -39,7 +39,7 @@
 
 (defn- of-field
   "Returns the tree of a field of `bpfmap.exec.fields`."
-  [{:keys [kind fields of integer?] n :count}]
+  [{:keys [kind fields of] integer? :integer n :count}]
   (case kind
     :struct (of-fields (map (fn [[name field]] [(keyword name) (of-field field)]) fields))
     :list (of-vector (of-field of) n)
@@ -104,13 +104,13 @@
 
   It has the integers of the value's tree, and no other leaves.
 
-      (rates {:fields [[:n {:leaves 1 :integer? true}] [:comm {:leaves 1}]] :leaves 2})
-      ;=> {:fields [[:n {:leaves 1 :integer? true}]], :leaves 1, :partial? true}"
-  [{:keys [fields of integer?] n :count :as tree}]
+      (rates {:fields [[:n {:leaves 1 :integer true}] [:comm {:leaves 1}]] :leaves 2})
+      ;=> {:fields [[:n {:leaves 1 :integer true}]], :leaves 1, :partial true}"
+  [{:keys [fields of] integer? :integer n :count :as tree}]
   (cond
     fields (when-let [kept (seq (keep (fn [[k tree]] (when-let [kept (rates tree)] [k kept]))
                                       fields))]
-             (assoc (of-fields kept) :partial? true))
+             (assoc (of-fields kept) :partial true))
     of (when-let [kept (rates of)]
          (of-vector kept n))
     integer? tree))

@@ -12,7 +12,7 @@
   | `:defaults` | default values of options                                                               |
   | `:doc`      | one line that begins with an imperative verb, without a full stop; `:text`: more lines  |
   | `:examples` | options maps, which are shown as command lines and as calls                             |
-  | `:rows?`    | true if it returns rows, which `--csv` can print                                        |
+  | `:rows`     | true if it returns rows, which `--csv` can print                                        |
   | `:reduces`  | true if it always returns a reducible                                                   |
   | `:changes`  | true if it changes a map: see `bpfmap.exec.confirm`                                     |
   | `:fn`       | the function of an options map that runs the command and returns data                   |
@@ -37,7 +37,7 @@
   "The commands, in the order in which help lists them."
   [;; --- the host
    {:name "list" :group "Inspect the host"
-    :options [:where :sort :limit :columns :count :stream] :rows? true
+    :options [:where :sort :limit :columns :count :stream] :rows true
     :doc "List the BPF maps on this host and their owners"
     :text ["ENTRIES is counted for small maps; --count counts it for all maps. MEMORY is"
            "the memory that the kernel charges for the map. For ring buffers, MAX is their"
@@ -58,7 +58,7 @@
     :examples [{} {:directory "/sys/fs/bpf/net"}]
     :fn 'bpfmap.exec.host/tree :view 'bpfmap.exec.views/tree}
    {:name "features" :group "Inspect the host" :options [:where :sort :limit :stream]
-    :rows? true
+    :rows true
     :doc "List the BPF features of this kernel (by probing)"
     :examples [{} {:where ["name=mmapable" "here=true"]}]
     :fn 'bpfmap.exec.features/features :view 'bpfmap.exec.views/features}
@@ -70,7 +70,7 @@
     :fn 'bpfmap.exec.reading/types :view 'bpfmap.exec.views/types}
    {:name "dump" :group "Read a map" :args [:ref]
     :options (-> [:where :sort :limit] (into shown) (into [:keys :cpus :stream]) (into typed))
-    :rows? true
+    :rows true
     :doc "Dump the entries of a map"
     :text ["Keys and values are decoded by the types in the map's BTF. Without BTF, they"
            "are printed as hexadecimal bytes. A TYPE given here replaces the map's own:"
@@ -104,7 +104,7 @@
     :options (-> [:field :bucket :slots :linear :unit :where] (into shown) (into [:cpus :stream])
                  (into typed))
     :docs {:cpus "Per-CPU values: sum or CPU N (default: sum)"}
-    :rows? true
+    :rows true
     :doc "Show histograms of the buckets, or of a field, of a map"
     :text ["A map has buckets if its values are arrays of counts, or if its key, or the"
            "field --bucket of the key, is the number of a bucket. Bucket n counts values"
@@ -133,7 +133,7 @@
     :examples [{:ref "flows"} {:ref "flows" :interval 0.5 :sort "-per-second.bytes" :limit 10}
                {:ref "/sys/fs/bpf/flows" :follow true}]
     :fn 'bpfmap.exec.watch/watch :run true}
-   {:name "tail" :group "Observe changes" :args [:ref] :reduces true :rows? true
+   {:name "tail" :group "Observe changes" :args [:ref] :reduces true :rows true
     :options (-> [:value-type :where :limit] (into shown) (into [:seconds :from :steal]))
     :kinds {:value-type :event-type}
     :docs {:value-type "Type of the events, or the name of a C struct"
@@ -156,7 +156,7 @@
    {:name "diff" :group "Observe changes" :args [:old :new] :optional #{:new}
     :options (-> [:seconds :where :sort :limit] (into shown) (into [:cpus :stream]) (into typed))
     :docs {:seconds "Seconds between two readings of OLD (default: 1)"}
-    :rows? true
+    :rows true
     :doc "Show what changed over time, or since a map was saved"
     :text ["OLD and NEW are maps, or files of saved maps, whose names end in .edn. Without"
            "NEW, reads OLD twice, --seconds apart. `bpfmap help dump` lists the hints of"
@@ -265,7 +265,7 @@
                {:file "flows.bpf.o" :var [{"limit" 10}] :map [{"flows" "/sys/fs/bpf/flows"}]}]
     :fn 'bpfmap.exec.run/run :run true}
    {:name "prog list" :group "Programs and links"
-    :options [:where :sort :limit :columns :stream] :rows? true
+    :options [:where :sort :limit :columns :stream] :rows true
     :doc "List the BPF programs on this host and their links"
     :text ["RUNS and TIME are measured only while something asks for it, such as prog top."
            "ATTACHED TO shows the targets of links. A program that is attached without a"
@@ -303,7 +303,7 @@
                {:where ["type=xdp"] :seconds 10}]
     :fn 'bpfmap.exec.programs/top :run true}
    {:name "link list" :group "Programs and links"
-    :options [:where :sort :limit :columns :stream] :rows? true
+    :options [:where :sort :limit :columns :stream] :rows true
     :doc "List the BPF links on this host and their programs"
     :text ["A link attaches a program to its target. Requires CAP_SYS_ADMIN and Linux 5.8."]
     :examples [{} {:where ["program.name=count_packets"]}]

@@ -109,9 +109,9 @@
 (defn- within
   "Returns the tree of a part, partial if the whole is."
   [tree partial?]
-  (cond-> tree partial? (assoc :partial? true)))
+  (cond-> tree partial? (assoc :partial true)))
 
-(defn- spread-map [{:keys [fields partial?]} x]
+(defn- spread-map [{:keys [fields] partial? :partial} x]
   (when (and (map? x)
              (if partial?
                (every? (into #{} (map first) fields) (keys x))
@@ -119,7 +119,7 @@
     (let [cells (all-spread (map (fn [[k tree]] [(within tree partial?) (get x k)]) fields))]
       (when-not (every? #{""} cells) cells))))
 
-(defn- spread-vector [{:keys [of leaves partial?] n :count} x]
+(defn- spread-vector [{:keys [of leaves] partial? :partial n :count} x]
   (when (and (vector? x) (<= 1 (count x) (long n)))
     (when-let [cells (all-spread (map vector (repeat (within of partial?)) x))]
       (when-not (every? #{""} (take-last (:leaves of) cells))
@@ -128,7 +128,7 @@
 (defn- spread
   "Returns the cells of a value in the columns of a tree.
 
-  Returns nil if the value cannot be read back from them. A map for a `:partial?` tree can lack
+  Returns nil if the value cannot be read back from them. A map for a `:partial` tree can lack
   fields."
   [{:keys [fields of leaves] :as tree} x]
   (cond

@@ -131,7 +131,7 @@
         same (volatile! 0)
         of-old (:value-out old)
         of-new (:value-out new)
-        inner? (fn [{:keys [spec]}] (:inner? (input/row-of-type (:type spec))))
+        inner? (fn [{:keys [spec]}] (:inner (input/row-of-type (:type spec))))
         same? (cond
                 (and (inner? old) (inner? new)) (let [same? (same-inner? old new)]
                                                   (fn [a b] (same? (of-old a) (of-new b))))

@@ -11,7 +11,7 @@
   | `:unlisted` | of a struct: fields that a value has only sometimes, by name                   |
   | `:of`       | of a list: the field of each element                                           |
   | `:count`    | of an array: the number of elements                                            |
-  | `:integer?` | of a number: true for an integer                                               |
+  | `:integer`  | of a number: true for an integer                                               |
   | `:names`    | of a name: the names that it can have, each with its number, or nil            |
   | `:shown`    | signs that a table shows for values, such as `+`: sign to value                |
   | `:family`   | of an address or prefix: `:ipv4` or `:ipv6`                                    |
@@ -141,7 +141,7 @@
       ;=> {:kind :list, :of {:kind :number}, :count 4}"
   [{:keys [kind members element family values size count]}]
   (case kind
-    (:integer :pointer) {:kind :number :integer? true}
+    (:integer :pointer) {:kind :number :integer true}
     :float {:kind :number}
     :bool {:kind :boolean}
     :char {:kind :char}

@@ -173,7 +173,7 @@
                      row))]
         {:places compiled
          :collapsed (for [[side places] compiled
-                          {:keys [keys collapses?]} places :when collapses?]
+                          {:keys [keys] collapses? :collapses} places :when collapses?]
                       (into [side] keys))
          :row (fn [{:keys [key value old new] :as row}]
                 (-> row

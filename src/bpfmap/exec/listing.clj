@@ -58,14 +58,14 @@
       (ordered (order [:id :name]) {:name \"counts\" :flags #{} :id 12} nil)
       ;=> {:id 12, :name \"counts\", :flags #{}}"
   [first-fields]
-  {:first first-fields :first? (set first-fields)})
+  {:first first-fields :leading (set first-fields)})
 
 (defn ordered
   "Returns a row of an object's info and its owners, with the keys in an order.
 
   An array map, since making a hash map of each row of a list takes longer than everything else
   about it. See [[order]]."
-  [{:keys [first?] first-fields :first} info owners]
+  [{first? :leading first-fields :first} info owners]
   (let [row (object-array (* 2 (+ (count info) (count owners))))
         add (fn [^long i k x]
               (aset row i k)

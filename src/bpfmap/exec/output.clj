@@ -480,7 +480,8 @@
   "Prints the result of a command and returns the exit code.
 
   `format` is nil for people, whose terminal may have a `width`."
-  [value {:keys [columns csv-columns rows lines text? closing notes exit] :as view} format width]
+  [value {:keys [columns csv-columns rows lines closing notes exit] text? :as-text :as view}
+   format width]
   ;; A system call for each line would be slow.
   (let [left-out (binding [*flush-on-newline* false]
                    (case (if text? nil format)

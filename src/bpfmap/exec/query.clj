@@ -279,7 +279,7 @@
 (defn- network-of
   "Returns the address or prefix in a text or in data; nil if it is neither.
 
-  The result is `{:address array :bits n :whole?}`."
+  The result is `{:address array :bits n :whole}`."
   [x]
   (cond
     (string? x)
@@ -289,11 +289,11 @@
         (let [most (* 8 (alength array))
               n (if digits (parse-long digits) most)]
           (when (<= (long n) most)
-            {:address array :bits n :whole? (nil? digits)}))))
+            {:address array :bits n :whole (nil? digits)}))))
 
     (and (map? x) (int? (:prefixlen x)) (bytes/byte-view? (:data x)))
     (let [array (bytes/->array (:data x))]
-      {:address array :bits (min (long (:prefixlen x)) (* 8 (alength array))) :whole? false})))
+      {:address array :bits (min (long (:prefixlen x)) (* 8 (alength array))) :whole false})))
 
 (defn- leading
   "Returns the first n bits of an address as a number."
@@ -307,7 +307,7 @@
   [x given]
   (let [^bytes a (:address x) ^bytes b (:address given)]
     (and (= (alength a) (alength b))
-         (or (:whole? x) (:whole? given) (= (:bits x) (:bits given)))
+         (or (:whole x) (:whole given) (= (:bits x) (:bits given)))
          (let [n (min (long (:bits x)) (long (:bits given)))]
            (= (leading a n) (leading b n))))))
 
@@ -364,7 +364,7 @@
                                    text))
                                 (catch Exception _ nil))))
      :map (delay (cond (map? given) given text (edn-map text)))
-     :missing? (or (nil? given) (contains? missing text))
+     :missing (or (nil? given) (contains? missing text))
      :given given}))
 
 (defn- compared
@@ -433,11 +433,11 @@
   "Returns the result of a condition for one value of a field.
 
   The result is ::misfit if the two cannot be compared."
-  [op operands {:keys [kind names member?]} x]
+  [op operands {:keys [kind names] member? :member} x]
   (let [with (fn [k f]
-               (if-some [given @(k operands)] (f given) (if (:missing? operands) false ::misfit)))]
+               (if-some [given @(k operands)] (f given) (if (:missing operands) false ::misfit)))]
     (cond
-      (nil? x) (and (= := op) (:missing? operands))
+      (nil? x) (and (= := op) (:missing operands))
       (boolean? x) (with :boolean #(if (= := op) (= x %) ::misfit))
       (or names (ident? x)) (test-name op x names operands)
       (number? x) (with :number #(numbers-compared op x %))
@@ -448,7 +448,7 @@
                              (compared op (compare x given))
                              ;; Invalid text is read as bytes.
                              (if (contains? #{:bytes :any nil} kind)
-                               (if (:missing? operands) false ::misfit)
+                               (if (:missing operands) false ::misfit)
                                false))
       (map? x) (cond
                  @(:map operands) (if (= := op) (= x @(:map operands)) ::misfit)
@@ -536,7 +536,7 @@
 (defn- check-kind
   "Throws `:usage` if the operand cannot be compared with a field or its elements."
   [path op given {:keys [kind of names fields] :as field}]
-  (let [{:keys [missing?] :as operands} (operands given (peek (vec path)))
+  (let [{missing? :missing :as operands} (operands given (peek (vec path)))
         fits? (fn [k] (some? @(k operands)))
         unordered? (contains? #{:< :<= :> :>=} op)]
     (when-not (or (= :matches op) (and missing? (= := op)))
@@ -676,7 +676,7 @@
 (defn- element-field
   "Returns the field of the values at a path: for a list, its elements."
   [field]
-  (if (= :list (:kind field)) (recur (assoc (:of field) :member? true)) field))
+  (if (= :list (:kind field)) (recur (assoc (:of field) :member true)) field))
 
 (defn- test-of
   "Returns a test for rows.
@@ -781,15 +781,15 @@
   nil)
 
 (defn column
-  "Returns a column to sort by as `{:path :descending?}`; nil if it is malformed.
+  "Returns a column to sort by as `{:path :descending}`; nil if it is malformed.
 
-      (column \"-bytes\") ;=> {:path [\"bytes\"] :descending? true}"
+      (column \"-bytes\") ;=> {:path [\"bytes\"] :descending true}"
   [x]
   (let [text (cond (string? x) x (keyword? x) (subs (str x) 1) (symbol? x) (str x))
         descending? (boolean (some-> text (str/starts-with? "-")))
         path (path-of (if text (if descending? (subs text 1) text) x))]
     (when path
-      {:path path :descending? descending?})))
+      {:path path :descending descending?})))
 
 (defn- worst-first
   "Returns the reverse of an order for `[key number row]`.
@@ -839,7 +839,7 @@
 
       (rows {:sort (column \"id\") :limit 1} [{:id 2} {:id 1}]) ;=> [{:id 1}]"
   [{:keys [sort limit] row-field :fields :as options} reducible]
-  (if-let [{:keys [path descending?]} sort]
+  (if-let [{:keys [path] descending? :descending} sort]
     (let [path (real-path row-field path)
           key-of (sort-key (when row-field
                              (element-field (second (fields/find-path row-field path)))))

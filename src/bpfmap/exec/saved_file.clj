@@ -306,7 +306,7 @@
   [{:keys [type inner-map] :as spec}]
   (spec/complete (cond-> (dissoc spec :pinning)
                    ;; Some files of maps of maps have no :inner-map. Entries do not depend on it.
-                   (and (:inner? (map-types/types type)) (nil? inner-map))
+                   (and (:inner (map-types/types type)) (nil? inner-map))
                    (assoc :inner-map {:type :array :value-size 4 :max-entries 1}))
                  (lifecycle/machine)))
 

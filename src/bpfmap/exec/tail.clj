@@ -278,7 +278,7 @@
 
   `of-event` converts an event to a row. `errors` is a volatile with the rows of events that cannot
   be decoded."
-  [r {:keys [seconds]} {:keys [of-event errors ended?]} f init]
+  [r {:keys [seconds]} {:keys [of-event errors] ended? :ended} f init]
   (let [begun (System/nanoTime)
         left #(if seconds (- (double seconds) (/ (- (System/nanoTime) begun) 1e9)) slice)
         step (fn [acc row] (if (or (reduced? acc) (nil? row)) acc (f acc row)))]
@@ -356,7 +356,7 @@
                                                      row-with-cpu
                                                      row)
                                          :errors errors
-                                         :ended? (end-watcher id holders own-fds)}
+                                         :ended (end-watcher id holders own-fds)}
                               f init)))))))))
 
 (defn tail

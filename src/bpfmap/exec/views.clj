@@ -398,7 +398,7 @@
   "Returns the view of a list of objects.
 
   The columns are those of the options, or else all of `table` that are `used?`. CSV always has all fields. A field without a column of its own gets a plain one."
-  [rows {:keys [columns]} {:keys [command fields table used? none place]}]
+  [rows {:keys [columns]} {:keys [command fields table none place] used? :used}]
   (let [column-of (fn [k]
                     (or (some #(when (= k (:key %)) (dissoc % :rank)) table)
                         {:key k :title (str/upper-case (fields/name-of k)) :of k}))
@@ -420,7 +420,7 @@
   [maps options]
   (listed maps options
           {:command "list" :fields map-info/list-fields :table map-columns
-           :used? (fn [k] (or (not (#{:frozen :fill} k)) (some k maps)))
+           :used (fn [k] (or (not (#{:frozen :fill} k)) (some k maps)))
            :none "no maps" :place "map"}))
 
 ;; --- programs and links
@@ -474,7 +474,7 @@
   [rows options]
   (listed rows options
           {:command "prog list" :fields program-info/program-fields :table program-columns
-           :used? (fn [k] (or (not (#{:run-count :run-time-ns} k)) (some k rows)))
+           :used (fn [k] (or (not (#{:run-count :run-time-ns} k)) (some k rows)))
            :none "no programs" :place "program"}))
 
 (def ^:private link-columns
@@ -494,7 +494,7 @@
   [rows options]
   (listed rows options
           {:command "link list" :fields program-info/link-fields :table link-columns
-           :used? any? :none "no links" :place "link"}))
+           :used any? :none "no links" :place "link"}))
 
 (defn detached
   "Renders a link that was detached."
@@ -661,10 +661,10 @@
                   (= :number (:kind (second (fields/find-path fields (map fields/name-of path))))))]
     (concat
      (when (= :perf-event-array map-type)
-       [{:title "CPU" :of :cpu :width 3 :right? true}])
+       [{:title "CPU" :of :cpu :width 3 :right true}])
      (for [{:keys [title path of]} (output/columns [:value] nil trees ["value"])
            :let [right? (number? path)]]
-       {:title title :right? right?
+       {:title title :right right?
         ;; An event of another length than its type may have its value below a key.
         :of (fn [{:keys [value] :as row}]
               (if (and (map? value) (contains? value :bpfmap/value))
@@ -688,7 +688,7 @@
   [columns widths texts]
   (let [widths (mapv #(max (long %1) (count %2)) widths texts)]
     [(str/trimr
-      (str/join "  " (map (fn [{:keys [right?]} width text]
+      (str/join "  " (map (fn [{right? :right} width text]
                             (let [blanks (.repeat " " (- (long width) (count text)))]
                               (if right? (str blanks text) (str text blanks))))
                           columns widths texts)))
@@ -767,7 +767,7 @@
                                       (-> {:type :ringbuf :value type}
                                           (column-tree/of-entries nil)
                                           (column-tree/with-collapsed collapsed)
-                                          (update :value assoc :partial? true))))
+                                          (update :value assoc :partial true))))
                 (for [k [:extra :missing :error :lost :missed :status]]
                   {:title (name k) :of k}))))}))
 

@@ -57,12 +57,12 @@
   "Returns the current entries as rows to reduce, compared with those before.
 
   Removed entries come last. Rows are made on demand, because most rows of a large map are
-  dropped. Entries are bytes: `:key-out` and `:value-out` decode them, `:same?` compares two
+  dropped. Entries are bytes: `:key-out` and `:value-out` decode them, `:same` compares two
   values.
 
-      (into [] (compared {7 1} {7 3} 2.0 {:key-out identity :value-out identity :same? =}))
+      (into [] (compared {7 1} {7 3} 2.0 {:key-out identity :value-out identity :same =}))
       ;=> [{:key 7 :value 3 :change :changed :per-second 1.0}]"
-  [before now seconds {:keys [key-out value-out same?]}]
+  [before now seconds {:keys [key-out value-out] same? :same}]
   (raw-entries/compared before now same?
                         (fn [change k old new]
                           (let [removed? (identical? :removed change)
@@ -117,7 +117,7 @@
            :options (with-fields m options)
            :shower (shown/shower options (bpf/spec m) m)
            :value-out value-out
-           :same? (if (and possible (not= :each cpus))
+           :same (if (and possible (not= :each cpus))
                     (fn [a b] (raw-entries/same-data? (value-out a) (value-out b)))
                     =))))
 

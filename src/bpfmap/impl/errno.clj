@@ -150,7 +150,7 @@
     :hint pin-elsewhere}
    ;; sysfs answers ENOENT, and /sys/fs/bpf is in it if no BPF file system is mounted there.
    {:row :pin-on-sysfs
-    :errno #{:ENOENT} :op #{:pin! :move-pin!} :when #(and (false? (:bpffs %)) (:directory? %))
+    :errno #{:ENOENT} :op #{:pin! :move-pin!} :when #(and (false? (:bpffs %)) (:directory %))
     :error :not-bpffs :hint pin-elsewhere}
    {:row :open-off-bpffs
     :errno #{:EPERM :EACCES} :op #{:open} :when #(false? (:bpffs %)) :error :not-bpffs
@@ -547,7 +547,7 @@
 
   Facts, all optional except `:op`:
 
-  - of the object: `:type :max-entries :numa-node :frozen :access :path :bpffs :directory?
+  - of the object: `:type :max-entries :numa-node :frozen :access :path :bpffs :directory
     :alternative :unsupported :thread`, `:object` (its kind: `:map`, which is the default,
     `:program` or `:link`), `:file-type` of the path
   - of the process: `:missing` (capabilities that the thread lacks), `:user-namespace`,

@@ -43,7 +43,7 @@
 
 (def ^:private keyless
   {:key-size [0 0] :value-size any-size :max-entries any-size
-   :flags (into access for-programs) :btf :none :freeze? true
+   :flags (into access for-programs) :btf :none :freeze true
    :ops #{:push! :pop! :peek :drain!}
    :full #{:E2BIG}
    :instead {:else "it has no keys; use push!, pop! and peek"}})
@@ -57,7 +57,7 @@
 (def ^:private local-storage
   "Maps whose values are attached to kernel objects, and freed with them."
   {:key-size [4 4] :key :u32 :value-size storage-size :max-entries [0 0]
-   :flags #{:no-prealloc :clone} :requires #{:no-prealloc} :btf :required :freeze? true :lock? true
+   :flags #{:no-prealloc :clone} :requires #{:no-prealloc} :btf :required :freeze true :lock true
    :ops (conj any-way :lookup :delete!)
    :instead {:take! "the kernel does not do both in one step here; lookup, then delete!"
              :drain! "the kernel cannot list it; lookup and delete! the objects that you know"
@@ -72,11 +72,11 @@
 
 (def ^:private cgroup-local
   {:keys {8 :u64, 16 [:struct [:cgroup-id :u64] [:attach-type :u32]]} :max-entries [0 0]
-   :flags (into access for-programs) :freeze? true
+   :flags (into access for-programs) :freeze true
    :long-values-since "5.15" ; bpf_cgroup_storage_map_alloc in kernel/bpf/local_storage.c
    ;; cgroup_storage_get_next_key there took the head of the list for one more element. Seen on
    ;; 5.10; stable releases have the fix.
-   :names-absent? true
+   :names-absent true
    :ops (conj reading :replace!)
    ;; The kernel accepts BPF_ANY too, but only writes elements that exist.
    :instead {:put! "the kernel makes an element for each cgroup that a program is attached to; replace! changes it"
@@ -86,13 +86,13 @@
              :drain! "an element goes when its program is detached from the cgroup"}})
 
 (def ^:private buffer
-  {:entries "its size in bytes" :key-size [0 0] :value-size [0 0] :btf :none :freeze? true :ops #{}
+  {:entries "its size in bytes" :key-size [0 0] :value-size [0 0] :btf :none :freeze true :ops #{}
    :max-entries any-size
    :instead {:else "it has no entries; programs and user space share its memory"}})
 
 (def ^:private array-row
   (merge index
-         {:batch-since "5.6" :value-size any-size :freeze? true :every-index true :full #{:E2BIG}
+         {:batch-since "5.6" :value-size any-size :freeze true :every-index true :full #{:E2BIG}
           :ops (into reading any-way) :batch #{:read :write} :instead always-there}))
 
 (def ^:private lru
@@ -102,13 +102,13 @@
   {:full #{} :evicts true :rounded {:no-common-lru :cpus}})
 
 (def ^:private hash-row
-  {:key-size any-size :value-size any-size :max-entries any-size :freeze? true :full #{:E2BIG}
+  {:key-size any-size :value-size any-size :max-entries any-size :freeze true :full #{:E2BIG}
    :ops hash-ops :batch #{:read :take :write :delete} :batch-since "5.6"})
 
 (def ^:private slots
   (merge index
-         {:values {4 :u32} :flags access :freeze? true :ops slot-ops :full #{:E2BIG}
-          :instead of-slots :index? true}))
+         {:values {4 :u32} :flags access :freeze true :ops slot-ops :full #{:E2BIG}
+          :instead of-slots :index true}))
 
 ;; ---------------------------------------------------------------- the rows
 
@@ -135,27 +135,27 @@
   | `:full`                               | the errnos for a full map or an invalid index                        |
   | `:every-index`                       | every index exists always                                            |
   | `:one-index`                         | 0 is the only index, and the kernel's delete ignores the key         |
-  | `:index?`                             | keys are indices, and a slot may be empty                            |
+  | `:index`                              | keys are indices, and a slot may be empty                            |
   | `:more-places`                       | it can hold a power of two of keys, though it reports less           |
   | `:value-multiple`                     | the number that value sizes are multiples of, in bytes, by flag, nil for all others |
   | `:element` `:elements`                | of a value that is an array: the type of an element, by flag in the same way, and the default number of elements |
   | `:evicts`                            | the oldest entries make room for new ones                                    |
   | `:order`                              | `:index` or `:prefix`, if keys that change are iterated in an order that follows from them |
   | `:reads-at`                           | the value size that reading requires                                 |
-  | `:lock?`                              | values may have a `:spin-lock`                                       |
+  | `:lock`                               | values may have a `:spin-lock`                                       |
   | `:long-values-since`                  | the first release whose values may be longer than a page             |
-  | `:names-absent?`                      | older kernels return a missing key after the last one                |
-  | `:inner?`                             | holds maps: a spec requires `:inner-map`                             |
+  | `:names-absent`                       | older kernels return a missing key after the last one                |
+  | `:inner`                              | holds maps: a spec requires `:inner-map`                             |
   | `:not-inside`                        | cannot be the inner map of another                                   |
-  | `:freeze?` `:mmap`                    | true if it can be frozen; `:always` or the flag with which it can be mapped |
+  | `:freeze` `:mmap`                     | true if it can be frozen; `:always` or the flag with which it can be mapped |
   | `:extra` `:most-extra`                | the meaning of `:map-extra`, and its largest number                  |"
   {:hash
    (merge hash-row
-          {:number 1 :since "3.19" :lock? true
+          {:number 1 :since "3.19" :lock true
            :flags (into access (into for-programs [:no-prealloc :zero-seed]))})
 
    :array
-   (merge array-row {:number 2 :since "3.19" :btf :index :lock? true :mmap :mmapable
+   (merge array-row {:number 2 :since "3.19" :btf :index :lock true :mmap :mmapable
                      :flags (into access (into for-programs [:mmapable :inner-map]))})
 
    :prog-array
@@ -181,7 +181,7 @@
            :flags (into for-programs [:rdonly :wronly])})
 
    :stack-trace
-   (merge index {:number 7 :since "4.6" :btf :none :freeze? true :index? true :order :index
+   (merge index {:number 7 :since "4.6" :btf :none :freeze true :index true :order :index
                  ;; As many frames as the sysctl kernel.perf_event_max_stack may ever allow
                  :value-size [8 20971520]
                  :value-multiple {nil 8, :stack-build-id 32}
@@ -226,7 +226,7 @@
                     :instead (select-keys of-slots [:take! :drain!])})
 
    :array-of-maps
-   (merge slots {:number 12 :since "4.12" :btf :none :inner? true :not-inside true
+   (merge slots {:number 12 :since "4.12" :btf :none :inner true :not-inside true
                  :refers {:value {:in :map :out :map-id}}
                  :batch #{:read :write} :batch-since "5.19"
                  ;; Measured there. Older kernels try an empty slot again and again, and give up
@@ -235,7 +235,7 @@
 
    :hash-of-maps
    (merge hash-row
-          {:number 13 :since "4.12" :btf :none :inner? true :not-inside true :value-size nil
+          {:number 13 :since "4.12" :btf :none :inner true :not-inside true :value-size nil
            :values {4 :u32}
            :refers {:value {:in :map :out :map-id}}
            :flags (into access (into for-programs [:no-prealloc :zero-seed]))
@@ -269,12 +269,12 @@
 
    :sockhash
    (merge sockets
-          {:number 18 :since "4.18" :btf :none :key-size [1 512] :max-entries any-size :freeze? true
+          {:number 18 :since "4.18" :btf :none :key-size [1 512] :max-entries any-size :freeze true
            :full #{:E2BIG} :flags access})
 
    :cgroup-storage
    (merge cgroup-local
-          {:number 19 :since "4.19" :value-size storage-size :lock? true :not-inside true})
+          {:number 19 :since "4.19" :value-size storage-size :lock true :not-inside true})
 
    :reuseport-sockarray
    (merge slots sockets {:number 20 :since "4.19" :flags (into access for-programs)})
@@ -354,14 +354,14 @@
            :every-index true :not-inside true
            ;; A program takes only one that is frozen: bpf_insn_array_init in
            ;; kernel/bpf/bpf_insn_array.c
-           :freeze? true
+           :freeze true
            :values {16 [:struct [:orig-off :u32] [:xlated-off :u32] [:jitted-off :u32] [:pad :u32]]}
            :ops (into reading any-way)
            :instead always-there})
 
    :rhash
    (merge hash-row
-          {:number 35 :since "7.2" :key-size [1 65535] :max-entries [1 0x80000000] :lock? true
+          {:number 35 :since "7.2" :key-size [1 65535] :max-entries [1 0x80000000] :lock true
            :flags (into access (conj for-programs :no-prealloc)) :requires #{:no-prealloc}
            :extra "the number of entries to allocate at first" :most-extra 65535})})
 
@@ -544,7 +544,7 @@
       (alternative :array :delete! 8) ;=> \"every index of an array always exists; …\""
   [type op value-size]
   (let [op (ability op)
-        {:keys [ops instead reads-at freeze?] :as row} (types type)]
+        {:keys [ops instead reads-at] freeze? :freeze :as row} (types type)]
     (cond
       ;; It is not an operation on elements.
       (= :freeze! op) (when (and row (not freeze?))
@@ -578,7 +578,7 @@
 
       (by-index? :array) ;=> true"
   [type]
-  (let [{:keys [index? every-index]} (types type)]
+  (let [{:keys [every-index] index? :index} (types type)]
     (boolean (or index? every-index))))
 
 (defn key-type

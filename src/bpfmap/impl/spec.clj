@@ -138,9 +138,9 @@
 
 (defn- spin-lock [{:keys [type types] :as spec}]
   (let [row (map-types/types type)]
-    (when (and row (not (:lock? row)) (map? (or types {})) (locked-value? spec))
+    (when (and row (not (:lock row)) (map? (or types {})) (locked-value? spec))
       [(problem [:value] (str "values of " type " maps cannot have a :spin-lock; only "
-                              (error/list-of (types-that :lock?)) " maps support it"))])))
+                              (error/list-of (types-that :lock)) " maps support it"))])))
 
 ;; --- the rest
 
@@ -213,7 +213,7 @@
 (declare problems)
 
 (defn- inner-map [{:keys [type inner-map]}]
-  (let [{:keys [inner?] :as row} (map-types/types type)
+  (let [{inner? :inner :as row} (map-types/types type)
         of-inner (map-types/types (:type inner-map))]
     (cond
       (and inner? (nil? inner-map))
@@ -223,7 +223,7 @@
       (and row (not inner?))
       [(problem [:inner-map]
                 (str type " maps cannot hold maps; :inner-map is for "
-                     (error/list-of (types-that :inner?))))]
+                     (error/list-of (types-that :inner))))]
       :else
       (concat
        (map #(-> %
@@ -280,7 +280,7 @@
                             (error/printed tags)))])))
 
 (defn- other [{:keys [type name contents freeze flags types] :as spec}]
-  (let [{:keys [ops] freezes? :freeze? :as row} (map-types/types type)]
+  (let [{:keys [ops] freezes? :freeze :as row} (map-types/types type)]
     (concat
      (descriptive spec)
      (when-not (or (nil? types) (and (map? types) (every? keyword? (keys types))))

@@ -123,7 +123,8 @@
 (defn- call
   "Calls the function that a message invokes, and sends the result."
   [{:keys [table] :as pod} message]
-  (let [{:keys [call streams? closed-is-nil?]} (vars/function (required-text message "var"))
+  (let [{:keys [call] streams? :streams closed-is-nil? :closed-is-nil}
+        (vars/function (required-text message "var"))
         text (required-text message "args")
         args (if closed-is-nil? (payload/read-args table text nil) (payload/read-args table text))
         emit (fn [x] (send! pod {"id" (id-of message) "value" (payload/write table x)}))

@@ -219,20 +219,20 @@
 
   The first argument is the pod's part of the call: its `:table` of handles, and `:emit`, which
   sends a value before the last one."
-  {'pod.bpfmap.core {'close {:call close :closed-is-nil? true :arglists '([x])
+  {'pod.bpfmap.core {'close {:call close :closed-is-nil true :arglists '([x])
                              :doc (:doc (meta #'close))}
                      'watch-start {:call watch-start :arglists '([m options])
                                    :doc (:doc (meta #'watch-start))}
                      'watch-events {:call watch-events :arglists '([watch])
-                                    :doc (:doc (meta #'watch-events)) :streams? true}}
+                                    :doc (:doc (meta #'watch-events)) :streams true}}
    'pod.bpfmap.events {'drain! {:call drain-events :arglists '([reader])
                                 :doc (:doc (meta #'drain-events))}
                        'subscribe-start {:call subscribe-start :arglists '([reader])
                                          :doc (:doc (meta #'subscribe-start))}
                        'subscribe-events {:call subscribe-events :arglists '([subscription])
-                                          :doc (:doc (meta #'subscribe-events)) :streams? true}
+                                          :doc (:doc (meta #'subscribe-events)) :streams true}
                        'subscribe-more {:call subscribe-more :arglists '([subscription n])
-                                        :closed-is-nil? true
+                                        :closed-is-nil true
                                         :doc (:doc (meta #'subscribe-more))}}
    'pod.bpfmap.exec own-commands})
 
@@ -250,7 +250,7 @@
                             (own name))])))
 
 (defn function
-  "Returns the function of a var: `{:call :streams? :closed-is-nil?}`.
+  "Returns the function of a var: `{:call :streams :closed-is-nil}`.
 
   Throws `:not-found` for an unknown var.
 
@@ -283,7 +283,7 @@
                         {"name" (str var-name) "code" (str/trim text)})))
             {} (forms (slurp (io/resource "bpfmap/pod/client.clj"))))))
 
-(defn- described [[var-name {:keys [arglists doc streams?]}]]
+(defn- described [[var-name {:keys [arglists doc] streams? :streams}]]
   (cond-> {"name" (str var-name)
            "meta" (pr-str {:arglists arglists :doc doc})}
     streams? (assoc "async" "true")))

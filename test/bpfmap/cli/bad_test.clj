@@ -79,7 +79,7 @@
      [[name] #"requires [A-Z]"])
    (for [{:keys [name] :as command} commands/commands]
      [(concat [name] (enough command) ["--edn" "--json"]) #"--edn and --json cannot be combined"])
-   (for [{:keys [name rows?] :as command} commands/commands :when (not rows?)]
+   (for [{:keys [name] rows? :rows :as command} commands/commands :when (not rows?)]
      [(concat [name] (enough command) ["--csv"]) #"Unknown option \"--csv\""])
    (for [{:keys [name] :as command} commands/commands
          k (:options command) :when (:takes (options k))]

@@ -227,7 +227,7 @@
 (deftest all-row-commands-tried
   (testing "this file tries every command that prints rows"
     (is (= #{"list" "features" "dump" "diff" "hist" "tail" "prog list" "link list"}
-           (into #{} (comp (filter :rows?) (map :name)) commands/commands))
+           (into #{} (comp (filter :rows) (map :name)) commands/commands))
         "hist and tail have no --sort; --where of hist is about the entries that are counted")))
 
 (kernel-test shown-padding-field

@@ -19,7 +19,7 @@
 
 (deftest entries-marked-by-change
   (testing "marks each entry as added, changed or removed"
-    (let [plain {:key-out identity :value-out identity :same? =}]
+    (let [plain {:key-out identity :value-out identity :same =}]
       (is (= #{{:key 1 :value 5 :per-second 0.0} {:key 2 :value 9 :change :changed :per-second 4.0}
                {:key 3 :value 1 :change :added :per-second 1.0} {:key 4 :value 7 :change :removed}}
              (into #{} (watch/compared {1 5, 2 5, 4 7} {1 5, 2 9, 3 1} 1.0 plain))))

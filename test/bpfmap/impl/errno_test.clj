@@ -51,9 +51,9 @@
       "RLIMIT_MEMLOCK, and this process is not allowed to raise it"
       1 {:op :create :release "5.11.0"} :permission "security module"
       1 {:op :pin! :path "/tmp/x" :bpffs false} :not-bpffs "/tmp/x is not on a BPF file system"
-      2 {:op :pin! :path "/sys/fs/bpf/x" :bpffs false :directory? true} :not-bpffs
+      2 {:op :pin! :path "/sys/fs/bpf/x" :bpffs false :directory true} :not-bpffs
       "mount one with `mount -t bpf bpf DIRECTORY`"
-      2 {:op :pin! :path "/no/x" :bpffs false :directory? false} :not-found
+      2 {:op :pin! :path "/no/x" :bpffs false :directory false} :not-found
       "the directory of /no/x does not exist"
       13 {:op :open :path "/p"} :permission "the file mode of /p"
       7 {:op :put! :type :hash :max-entries 4} :map-full "the map is full with 4 entries"

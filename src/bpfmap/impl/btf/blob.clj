@@ -135,7 +135,7 @@
   | `:array`                               | `:element`, `:index` (the type of the index), `:count`   |
   | `:struct :union`                       | `:size`, `:members` of `:name :type :bit-offset :bits`   |
   | `:enum :enum64`                        | `:size :signed`, `:values` of `[name value]`            |
-  | `:fwd`                                 | `:union?`                                                |
+  | `:fwd`                                 | `:union`                                                 |
   | `:func :var`                           | `:type :linkage`                                         |
   | `:func-proto`                          | `:return`, `:params` of `:name :type`                    |
   | `:datasec`                             | `:size`, `:vars` of `:type :offset :size`                |

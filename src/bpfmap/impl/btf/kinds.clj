@@ -49,7 +49,7 @@
     :fields [[:name :name] [:type :reference] [:bit-offset :place]]}
    {:kind :enum :third [:size :u32] :flag :signed :entries :values :entry :value
     :fields [[:name :name] [:value :value32]]}
-   {:kind :fwd :flag :union?}
+   {:kind :fwd :flag :union}
    {:kind :typedef :third [:type :reference]}
    {:kind :volatile :third [:type :reference]}
    {:kind :const :third [:type :reference]}

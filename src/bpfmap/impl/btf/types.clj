@@ -117,7 +117,7 @@
       :void "void"
       (:struct :union :enum) (str (clojure.core/name kind) " " (name))
       :enum64 (str "enum " (name))
-      :fwd (str (if (:union? (blob/record b id)) "union " "struct ") (name))
+      :fwd (str (if (:union (blob/record b id)) "union " "struct ") (name))
       (:const :volatile :restrict :type-tag) (behind :type)
       :ptr (str (behind :type) " *")
       :array (str (behind :element) "[]")
@@ -296,7 +296,7 @@
      :node (if (and (= :extern linkage) (or (= :func kind) (nil? (blob/size-of b target))))
              (leaf [:array :u8 0])
              (of-id context target))
-     :extern? (= :extern linkage)
+     :extern (= :extern linkage)
      :bit-offset (* 8 (long offset))}))
 
 (defn- laid-out
@@ -336,7 +336,7 @@
   (let [variables (mapv #(variable context id %) vars)]
     (cond
       (pos? (long size)) (own-layout :struct record (told-apart variables))
-      (every? :extern? variables)
+      (every? :extern variables)
       (let [members (laid-out variables)
             end (reduce (fn [^long end {:keys [node bit-offset]}]
                           (max end (+ (quot (long bit-offset) 8) (long (:size node)))))
@@ -508,7 +508,7 @@
       behind (pointer-to! writer (text! writer behind))
       element (let [id (text! writer element)] (if (= 0 id) 0 (array! writer id 0)))
       (= "enum" kind) (add-once! {:kind :enum :name tag :size 4 :signed false :values []})
-      tag (add-once! {:kind :fwd :name tag :union? (= "union" kind)})
+      tag (add-once! {:kind :fwd :name tag :union (= "union" kind)})
       (= "function" text) (add-once! {:kind :func-proto :return 0 :params []})
       (= "char" text) (char! writer)
       (= "_Bool" text) (bool! writer)

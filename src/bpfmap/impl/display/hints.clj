@@ -259,82 +259,82 @@
   | `:meaning`   | what the value is, as a phrase                                           |
   | `:of`        | the values that it fits, as a phrase                                     |
   | `:parameter` | `:required` or `:optional`, if it has one; `:parameter-is` says what     |
-  | `:fits?`     | true for the nodes of types that it fits                                 |
-  | `:whole?`    | true if an array is one value, rather than a value for each element      |
-  | `:enum?` `:pid?` | true if the parameter is an enum, or a process                       |
+  | `:fits`      | true for the nodes of types that it fits                                 |
+  | `:whole`     | true if an array is one value, rather than a value for each element      |
+  | `:enum` `:pid`   | true if the parameter is an enum, or a process                       |
   | `:show`      | the function of value, node, parameter and host that shows a value       |"
   (into
    (sorted-map)
    (for [[name row]
          {:ipv4 {:meaning "an IPv4 address" :of "4 bytes in network byte order"
-                 :fits? (or-already (octets 4) :ipv4) :whole? true :show (address-of 4)}
+                 :fits (or-already (octets 4) :ipv4) :whole true :show (address-of 4)}
           :ipv4-host {:meaning "an IPv4 address that the program has converted to host byte order"
                       :of "an integer of 4 bytes"
-                      :fits? (integer-of 4) :show host-order-address}
+                      :fits (integer-of 4) :show host-order-address}
           :ipv6 {:meaning "an IPv6 address" :of "16 bytes"
-                 :fits? (or-already (octets 16) :ipv6) :whole? true :show (address-of 16)}
+                 :fits (or-already (octets 16) :ipv6) :whole true :show (address-of 16)}
           :ip {:meaning "an IPv4 or IPv6 address, by its length"
                :of "4 or 16 bytes in network byte order"
-               :fits? (or-already (octets 4 16) :ipv4 :ipv6) :whole? true :show (address-of nil)}
+               :fits (or-already (octets 4 16) :ipv4 :ipv6) :whole true :show (address-of nil)}
           :mac {:meaning "an Ethernet address" :of "6 bytes"
-                :fits? (or-already (octets 6) :mac) :whole? true :show mac}
+                :fits (or-already (octets 6) :mac) :whole true :show mac}
           :port {:meaning "a port in host byte order" :of "an integer of 2 or 4 bytes"
-                 :fits? (integer-of 2 4) :show (port (not little?))}
+                 :fits (integer-of 2 4) :show (port (not little?))}
           :port-be {:meaning "a port in network byte order" :of "an integer of 2 or 4 bytes"
-                    :fits? (integer-of 2 4) :show (port true)}
+                    :fits (integer-of 2 4) :show (port true)}
           :hex {:meaning "a hexadecimal number" :of "an integer or bytes"
-                :fits? #(or (integer %) (= :bytes (:kind %))) :show hex}
+                :fits #(or (integer %) (= :bytes (:kind %))) :show hex}
           :octal {:meaning "an octal number, such as a file mode" :of "an integer"
-                  :fits? integer :show octal}
+                  :fits integer :show octal}
           :size {:meaning "a number of bytes, in units of 1024" :of "an integer"
-                 :fits? integer :show size}
+                 :fits integer :show size}
           :ns {:meaning "a duration in nanoseconds" :of "an integer"
-               :fits? integer :show (duration 1)}
+               :fits integer :show (duration 1)}
           :us {:meaning "a duration in microseconds" :of "an integer"
-               :fits? integer :show (duration 1000)}
+               :fits integer :show (duration 1000)}
           :ms {:meaning "a duration in milliseconds" :of "an integer"
-               :fits? integer :show (duration 1000000)}
+               :fits integer :show (duration 1000000)}
           :s {:meaning "a duration in seconds" :of "an integer"
-              :fits? integer :show (duration 1000000000)}
+              :fits integer :show (duration 1000000000)}
           :ktime {:meaning "a time of bpf_ktime_get_ns, as wall-clock time in UTC"
                   :of "an integer of 8 bytes"
-                  :fits? (integer-of 8) :show (time-of :monotonic)}
+                  :fits (integer-of 8) :show (time-of :monotonic)}
           :ktime-boot {:meaning "a time of bpf_ktime_get_boot_ns, as wall-clock time in UTC"
                        :of "an integer of 8 bytes"
-                       :fits? (integer-of 8) :show (time-of :boottime)}
+                       :fits (integer-of 8) :show (time-of :boottime)}
           :ifname {:meaning "a network interface, by its index" :of "an integer"
-                   :fits? id :show (by-number :interface)}
+                   :fits id :show (by-number :interface)}
           :cgroup {:meaning "a cgroup, by its id: its path" :of "an integer of 8 bytes"
-                   :fits? (integer-of 8) :show (by-number :cgroup)}
+                   :fits (integer-of 8) :show (by-number :cgroup)}
           :user {:meaning "a user, by number: the name in /etc/passwd" :of "an integer"
-                 :fits? id :show (by-number :user)}
+                 :fits id :show (by-number :user)}
           :group {:meaning "a group, by number: the name in /etc/group" :of "an integer"
-                  :fits? id :show (by-number :group)}
+                  :fits id :show (by-number :group)}
           :pid {:meaning "a process or thread: its command and number" :of "an integer"
-                :fits? id :show pid}
+                :fits id :show pid}
           :pid-tgid {:meaning "a result of bpf_get_current_pid_tgid" :of "an integer of 8 bytes"
-                     :fits? (integer-of 8) :show pid-tgid}
+                     :fits (integer-of 8) :show pid-tgid}
           :cpus {:meaning "a set of CPUs, a bit for each"
                  :of "an integer, bytes or an array of integers"
-                 :fits? bit-set? :whole? true :show cpus}
+                 :fits bit-set? :whole true :show cpus}
           :syscall {:meaning "a system call of this machine, by number" :of "an integer"
-                    :fits? id :show (by-number :syscall)}
+                    :fits id :show (by-number :syscall)}
           :errno {:meaning "an errno, with or without a minus" :of "an integer"
-                  :fits? id :show errno}
+                  :fits id :show errno}
           :flags {:meaning "a combination of the values of an enum" :of "an integer"
-                  :parameter :optional :parameter-is "an enum" :enum? true
-                  :fits? id :show flags}
+                  :parameter :optional :parameter-is "an enum" :enum true
+                  :fits id :show flags}
           :enum {:meaning "a value of an enum" :of "an integer"
-                 :parameter :required :parameter-is "an enum" :enum? true
-                 :fits? id :show enum}
+                 :parameter :required :parameter-is "an enum" :enum true
+                 :fits id :show enum}
           :ksym {:meaning "an address in the kernel, by /proc/kallsyms"
                  :of "an integer or pointer of 8 bytes"
-                 :fits? (integer-of 8) :show kernel-symbol}
+                 :fits (integer-of 8) :show kernel-symbol}
           :usym {:meaning "an address in a process, by the symbols of its ELF files"
                  :of "an integer or pointer of 8 bytes, or a frame with a build id"
                  :parameter :optional :parameter-is "the process: a pid, or the field that has it"
-                 :pid? true
-                 :fits? code-address :show user-symbol}}]
+                 :pid true
+                 :fits code-address :show user-symbol}}]
      [name row])))
 
 ;; --- reading hints
@@ -371,8 +371,9 @@
   [hint]
   (let [[hint-name & parameters] (if (sequential? hint) hint [hint])
         hint-name (if (or (string? hint-name) (symbol? hint-name)) (keyword hint-name) hint-name)
-        {:keys [parameter parameter-is enum? pid?] :as row} (when (keyword? hint-name)
-                                                              (get table hint-name))
+        {:keys [parameter parameter-is] enum? :enum pid? :pid :as row}
+        (when (keyword? hint-name)
+          (get table hint-name))
         [given] parameters
         needs (fn [what]
                 (invalid (str "The hint " (text-of hint-name) " must have " what ", got "
@@ -573,7 +574,7 @@
 
 (defn- element-hint?
   "Returns true if a hint is for the elements of an array, not for the whole."
-  [{:keys [fits? whole?]} {:keys [kind element] :as node}]
+  [{fits? :fits whole? :whole} {:keys [kind element] :as node}]
   (and (= :array kind)
        (not (and whole? (fits? node)))
        (or (fits? element) (= :array (:kind element)))))
@@ -582,7 +583,7 @@
   "Returns the node that a hint is for: of a field, or of an array's elements.
 
   Returns ::misfit if it fits neither."
-  [{:keys [fits?] :as row} node]
+  [{fits? :fits :as row} node]
   (cond
     (unknown? node) nil
     (element-hint? row node) (recur row (:element node))
@@ -641,7 +642,8 @@
 
 (defn- shower
   "Returns a function of a value and its entry that shows the value."
-  [{:keys [show whole? enum? pid?]} given node {:keys [host] :as context} sides path]
+  [{:keys [show] whole? :whole enum? :enum pid? :pid} given node
+   {:keys [host] :as context} sides path]
   (let [values (when enum? (enum-values given node context path))
         pid-of (when pid? (pid-getter given sides))
         one (fn [x entry]
@@ -660,7 +662,7 @@
 
   `hints` are `[path hint]` pairs, whose paths are as `field-path/path-of` returns them. The result
   is `{:key places :value places}`; a place is `{:keys path :show function}`, for [[show-side]].
-  `:collapses?` of a place is true if an array is shown as one value.
+  `:collapses` of a place is true if an array is shown as one value.
   Throws `:invalid-value` for an unknown field or hint, for a hint that does not fit its field, and
   for a field with two hints. `context` has the resolvers under `:host`, named types under `:types`,
   and under `:enum-in` a function from a name to the values of an enum of the map's BTF."
@@ -684,7 +686,7 @@
                                    (error/list-of (take 3 inside))))
                             path))
             {:side side :keys keys :path path
-             :collapses? (= :array (:kind for-node))
+             :collapses (= :array (:kind for-node))
              :show (shower row given for-node context sides path)}))
         twice (some (fn [[_ same]] (when (next same) same))
                     (group-by (juxt :side :keys) places))]

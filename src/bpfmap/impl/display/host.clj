@@ -129,12 +129,12 @@
           (.put found id (let [below (subs (str directory) (count root))]
                            (if (= "" below) "/" below)))
           (run! #(.add queue %) (directories-in directory)))))
-    {:paths found :all? (.isEmpty queue)}))
+    {:paths found :complete (.isEmpty queue)}))
 
 (defn- cgroup-resolver []
-  (let [known (delay (try (cgroups) (catch IOException _ {:paths {} :all? true})))]
+  (let [known (delay (try (cgroups) (catch IOException _ {:paths {} :complete true})))]
     (fn [id]
-      (let [{:keys [paths all?]} @known]
+      (let [{:keys [paths] all? :complete} @known]
         (if-let [path (get paths id)]
           {:name path}
           {:missing (if all? "no such cgroup" (str "not one of the first " most-cgroups

@@ -179,7 +179,7 @@
                              (re-matches mapping-line line)]
                     {:start (Long/parseUnsignedLong start 16)
                      :end (Long/parseUnsignedLong end 16)
-                     :code? (str/includes? access "x")
+                     :code (str/includes? access "x")
                      :offset (Long/parseUnsignedLong offset 16)
                      :file [device inode]
                      :path path})))
@@ -246,7 +246,7 @@
   []
   (let [seen (HashMap.)]
     (doseq [pid (try (procfs/processes) (catch IOException _ []))
-            {:keys [file path code?] :as mapping} (mappings pid)
+            {:keys [file path] code? :code :as mapping} (mappings pid)
             :when (and code? (str/starts-with? path "/") (not (.containsKey seen file))
                        (< (.size seen) (long most-files)))]
       (let [readable (readable-path pid mapping)]

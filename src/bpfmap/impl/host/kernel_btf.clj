@@ -47,7 +47,7 @@
     (throw (error/error :invalid-value (str "An id must be an integer from 0 to 4294967295, got "
                                             (error/printed id))
                         {:bpfmap/op :btf-by-id})))
-  (let [{:keys [bytes name kernel?]} (kernel.btf/blob id {:op :btf-by-id})]
+  (let [{:keys [bytes name] kernel? :kernel} (kernel.btf/blob id {:op :btf-by-id})]
     (if (and kernel? (not= "vmlinux" name))
       (btf/parse bytes (kernel))
       (btf/parse bytes))))

@@ -33,7 +33,7 @@
 
 (def ^:private info-size
   "Bytes.
-  Before Linux 5.11 the struct has 16, without `:name` and `:kernel?`.
+  Before Linux 5.11 the struct has 16, without `:name` and `:kernel`.
 
   Those kernels have no BTF object for the kernel itself."
   32)
@@ -42,7 +42,7 @@
   Only modules have names, and theirs are shorter." 64)
 
 (defn- info
-  "Returns `{:size :name :kernel? :bytes}` of a BTF object.
+  "Returns `{:size :name :kernel :bytes}` of a BTF object.
 
   `:bytes` has at most `room` bytes of it."
   [^Fd fd room ctx]
@@ -60,19 +60,19 @@
      (let [size (call/u32 memory Info/BTF_BTF_SIZE)]
        {:size size
         :name (call/text text 0 name-room)
-        :kernel? (not (zero? (long (call/u32 memory Info/BTF_KERNEL_BTF))))
+        :kernel (not (zero? (long (call/u32 memory Info/BTF_KERNEL_BTF))))
         :bytes (Bytes/copyOut copy 0 (int (min (long room) (long size))))}))))
 
 (defn blob
-  "Returns a BTF object by its id: `{:bytes array :name text :kernel? boolean}`.
+  "Returns a BTF object by its id: `{:bytes array :name text :kernel boolean}`.
 
-  `:kernel?` is true for the kernel, which is named vmlinux, and for its modules. Needs
+  `:kernel` is true for the kernel, which is named vmlinux, and for its modules. Needs
   CAP_SYS_ADMIN."
   [id ctx]
   (let [fd (open-id id ctx)]
     (try
       (let [{:keys [size]} (info fd 0 ctx)]
-        (select-keys (info fd size ctx) [:bytes :name :kernel?]))
+        (select-keys (info fd size ctx) [:bytes :name :kernel]))
       (finally (call/close fd)))))
 
 (defn open-named

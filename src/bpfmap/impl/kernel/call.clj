@@ -108,7 +108,7 @@
    :lsms (when (= :inode-storage type) (procfs/security-modules))
    :bpffs (when path (bpffs? path))
    :file-type (when path (paths/type-of path true))
-   :directory? (when path (some-> (paths/parent path) paths/directory?))
+   :directory (when path (some-> (paths/parent path) paths/directory?))
    :frozen (when fd (= "1" (get (fdinfo fd) "frozen")))})
 
 (defn failure

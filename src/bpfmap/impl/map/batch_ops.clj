@@ -123,7 +123,7 @@
                                                                (bpf-map/missing-errnos m))
                                     (.size writer))]
             ;; The kernel reports two deletions of a slot that is given twice.
-            (if (:index? (row m)) (kernel.element/count-present writer false nil) done))
+            (if (:index (row m)) (kernel.element/count-present writer false nil) done))
           (finally (references/release-all! scope)))))))
 
 (defn lookup-all

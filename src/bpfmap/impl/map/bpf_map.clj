@@ -261,7 +261,7 @@
     (when (and lock (not (spec/locked-value? spec)))
       (throw (invalid m op [:lock]
                       (str "Values of this map have no lock: " (error/printed value))
-                      (if (:lock? (map-types/types type))
+                      (if (:lock (map-types/types type))
                         "open the map with a value type that has a :spin-lock"
                         (str "a map of type " type " has no spin locks")))))))
 
@@ -313,7 +313,7 @@
 
   An empty slot, an index beyond the end, or a struct_ops value that was unregistered before."
   [^BpfMap m]
-  (let [{:keys [index? one-index]} (row-of m)]
+  (let [{:keys [one-index] index? :index} (row-of m)]
     (cond
       index? kernel.element/empty-slot-errnos
       one-index kernel.element/unregistered-errnos

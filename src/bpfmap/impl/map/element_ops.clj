@@ -128,7 +128,7 @@
   [^BpfMap m k first?]
   (with-error-context [m :next-key]
     (let [found (kernel.element/next-key (.-elements m) (.-key-codec m) k first? m :next-key)]
-      (when-not (and (some? found) (:names-absent? (bpf-map/row-of m)) (absent? m found))
+      (when-not (and (some? found) (:names-absent (bpf-map/row-of m)) (absent? m found))
         found))))
 
 ;; --- maps without keys

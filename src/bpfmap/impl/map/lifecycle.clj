@@ -707,6 +707,6 @@
   "Returns the spec of the map, with `:inner-map` for a map of maps."
   [m]
   (let [{:keys [inner-map] :as spec} (bpf-map/spec-of m)
-        inner (when (and (nil? inner-map) (:inner? (bpf-map/row-of m)))
+        inner (when (and (nil? inner-map) (:inner (bpf-map/row-of m)))
                 (inner-spec m))]
     (cond-> spec inner (assoc :inner-map inner))))

@@ -4,11 +4,11 @@
   Fields of every layout:
   - `:kind`: `:array`, `:struct` (unions too) or `:cell`
   - `:type` `:size` `:codec`: the type, its bytes, a `bpfmap.sys.TypeCodec`
-  - `:kernel's?`: true if a part is private to the kernel
+  - `:private`: true if a part is private to the kernel
 
   Fields of arrays:
   - `:element` `:count` `:stride`: layout and number of elements, bytes from one to the next
-  - `:whole?`: true if it is read and printed as one value, such as bytes or a text
+  - `:whole`: true if it is read and printed as one value, such as bytes or a text
 
   Fields of structs:
   - `:members`: name to `{:offset :layout}`, the layout a delay; with the members of anonymous
@@ -19,7 +19,7 @@
   - `:float`: `{:size :swap}` of a floating-point number
   - `:atomic`: the `bpfmap.sys.AtomicType` of an integer of 4 or 8 bytes in this machine's order;
     else nil
-  - `:at-once?`: true if the codec checks a value and then writes it with one store"
+  - `:at-once`: true if the codec checks a value and then writes it with one store"
   (:require [bpfmap.impl.codec :as codec]
             [bpfmap.impl.type.node :as node])
   (:import (bpfmap.sys AtomicType Bytes TypeCodec)))
@@ -28,9 +28,8 @@
 
 ;; A record, because views read its fields on every access to a part.
 (defrecord Layout
-           [kind type size codec kernel's? element count stride members integer float atomic
-            at-once?
-            whole?])
+           [kind type size codec private element count stride members integer float atomic
+            at-once whole])
 
 (declare of-node of-type)
 
@@ -55,8 +54,8 @@
   "Returns the layout of a bit-field.
   Its codec takes the offset of the struct."
   [{:keys [node bits] :as member}]
-  (map->Layout {:kind :cell :type [:bits (:type node) bits] :size 0 :at-once? true
-               :kernel's? false
+  (map->Layout {:kind :cell :type [:bits (:type node) bits] :size 0 :at-once true
+               :private false
                :codec (TypeCodec/of (codec/bit-field member []))}))
 
 (defn- members-of
@@ -85,16 +84,16 @@
 
 (defn- of-node [{:keys [kind type size element count] :as node}]
   (map->Layout
-   (merge {:type type :size size :codec (codec/of-node node []) :kernel's? (kernel's? node)}
+   (merge {:type type :size size :codec (codec/of-node node []) :private (kernel's? node)}
           (case kind
             :array {:kind :array :element (of-node element) :count count
                     :stride (:size element)}
             ;; An array of bytes or characters in C.
-            :bytes {:kind :array :element (of-type :u8 nil) :count size :stride 1 :whole? true}
-            :string {:kind :array :element (of-type :char nil) :count size :stride 1 :whole? true}
+            :bytes {:kind :array :element (of-type :u8 nil) :count size :stride 1 :whole true}
+            :string {:kind :array :element (of-type :char nil) :count size :stride 1 :whole true}
             (:struct :union) {:kind :struct :members (members-of node 0)}
             (merge {:kind :cell
-                    :at-once? (contains? #{:integer :pointer :float :bool :char :enum} kind)}
+                    :at-once (contains? #{:integer :pointer :float :bool :char :enum} kind)}
                    (numeric node))))))
 
 (defn of-type
@@ -111,7 +110,7 @@
   [type types n stride]
   (let [element (of-type type types)]
     (map->Layout {:kind :array :type [:array type n] :size (* (long n) (long stride))
-                 :kernel's? (:kernel's? element)
+                 :private (:private element)
                  :element element :count n :stride stride})))
 
 (defn size-of

@@ -80,7 +80,7 @@
         [index bytes] (as-bytes m)]
     (bpf-map/check-allowed m :put!)
     (with-error-context [m :write!]
-      (when (and (empty? path) (:kernel's? @layout))
+      (when (and (empty? path) (:private @layout))
         (throw (error/error :invalid-value
                             (str "A " (type/summary (:type @layout))
                                  " must not be written as a whole")

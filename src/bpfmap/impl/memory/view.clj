@@ -141,7 +141,7 @@
   (seq [this] (seq (into [] this)))
   IDeref
   (deref [this]
-    (if (:whole? layout)
+    (if (:whole layout)
       (accessing [source :deref]
         (.decode (layout/codec-of layout) segment offset))
       (into [] this)))
@@ -218,7 +218,7 @@
 
 (defn- summary
   "Returns the type of a layout in short."
-  [{:keys [kind type element count whole?]}]
+  [{:keys [kind type element count] whole? :whole}]
   (if (and (= :array kind) (not whole?))
     (str "[:array " (type/summary (:type element)) " " count "]")
     (type/summary type)))
@@ -322,9 +322,9 @@
 
 (defn- overwrite [v x]
   (let [{:keys [source segment offset path]} (place v)
-        {:keys [codec kernel's?] :as layout} (layout-of v)]
+        {:keys [codec] private? :private :as layout} (layout-of v)]
     (memory.bytes/check-writable source :write! segment)
-    (when kernel's?
+    (when private?
       (throw (memory.bytes/invalid source :write!
                                    (str "A " (type/summary (:type layout))
                                         " must not be written as a whole")
@@ -340,7 +340,7 @@
     v))
 
 (defn- overwrite-cell [^Cell c x]
-  (if (:at-once? (.-layout c))
+  (if (:at-once (.-layout c))
     (let [^MemorySegment segment (.-segment c)]
       (memory.bytes/check-writable (.-source c) :write! segment)
       (try
@@ -363,7 +363,7 @@
 (defn- content
   "Returns the text of the value of a view; nil if it is too large."
   [v]
-  (let [{:keys [kind count element whole?] :as layout} (layout-of v)]
+  (let [{:keys [kind count element] whole? :whole :as layout} (layout-of v)]
     (if (and (= :array kind) (not whole?))
       (when (<= (layout/size-of element) max-printed)
         (let [n (printed-count layout)]

@@ -49,19 +49,19 @@
 (defn functions
   "Returns all functions of an object, in the order of their places.
 
-  Each is its symbol with `:section`, `:end`, `:unique`, its name in the object, and `:program?`."
+  Each is its symbol with `:section`, `:end`, `:unique`, its name in the object, and `:program`."
   [{:keys [sections symbols]}]
   (let [by-section (group-by :section symbols)
         all (for [section sections :when (context/code? section)
                   function (with-ends section (symbols-of by-section section))]
               (assoc function :section section
-                     :program? (and (not (context/text? section))
+                     :program (and (not (context/text? section))
                                     (not= :local (:binding function)))))
         unique (context/distinct-names)
         ;; A name that two have belongs to the program, or to the global function.
         order {:global 0 :weak 1 :local 2}
         names (into {} (for [{:keys [name value section] :as function}
-                             (sort-by (juxt (complement :program?) #(order (:binding %) 3)) all)]
+                             (sort-by (juxt (complement :program) #(order (:binding %) 3)) all)]
                          [[(:index section) value]
                           (unique name value (str (:name section) "+" value))]))]
     (mapv #(assoc % :unique (names [(:index (:section %)) (:value %)])) all)))
@@ -251,7 +251,7 @@
 
 (defn- described
   "Returns a function or program as a user sees it."
-  [ctx {:keys [section unique name binding visibility program?] :as function} insns
+  [ctx {:keys [section unique name binding visibility] program? :program :as function} insns
    {:keys [btf-id lines core]}]
   (let [tags (when btf-id (context/tags ctx btf-id))]
     (cond-> (merge {:name unique :section (:name section)}
@@ -289,7 +289,7 @@
              core-records (of-kind :core)
              used (HashSet.)
              found (reduce
-                    (fn [found {:keys [value program? unique] :as function}]
+                    (fn [found {:keys [value unique] program? :program :as function}]
                       (assoc-in found [(if program? :programs :functions) unique]
                                 (described ctx function
                                            (instructions ctx contents function relocations used)

@@ -540,12 +540,12 @@
          (case local-kind
            :void same?
            :fwd (if same?
-                  (= (:union? a) (:union? b))
-                  (and behind-pointer? (= target-kind (if (:union? a) :union :struct))))
+                  (= (:union a) (:union b))
+                  (and behind-pointer? (= target-kind (if (:union a) :union :struct))))
            (:struct :union) (cond
                               (not behind-pointer?) (and same? (matching-members? run a b deeper))
                               same? true
-                              (= :fwd target-kind) (= (= :union local-kind) (:union? b)))
+                              (= :fwd target-kind) (= (= :union local-kind) (:union b)))
            (:enum :enum64) (and same? (matching-enums? run a b))
            :int (and same? (= (:size a) (:size b)) (= (:signed a) (:signed b)))
            :ptr (and same? (matching-types? run (:type a) (:type b) true deeper))

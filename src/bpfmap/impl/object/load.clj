@@ -524,7 +524,7 @@
         maps (into (update-vals made :map) given)]
     (doseq [[name {m :map :keys [reused]}] made
             :let [spec (get-in object [:maps name])]
-            :when (and (:inner? (map-types/types (:type spec))) (not reused)
+            :when (and (:inner (map-types/types (:type spec))) (not reused)
                        (refers? (contents-of spec)))]
       (fill-with-maps maps name m spec))
     (assoc state :maps maps)))

@@ -211,11 +211,11 @@
 ;; ---------------------------------------------------------------- split
 
 (def ^:private base-records
-  (samples/numbered [{:kind :fwd :name "shared" :union? false}
+  (samples/numbered [{:kind :fwd :name "shared" :union false}
                      {:kind :struct :name "of_base" :size 8 :members []}]))
 
 (def ^:private split-records
-  (samples/numbered [{:kind :ptr :type 2} {:kind :fwd :name "shared" :union? true}
+  (samples/numbered [{:kind :ptr :type 2} {:kind :fwd :name "shared" :union true}
                      {:kind :const :type 5}
                      {:kind :array :element 2 :index 0 :count 3}]
                     3))

@@ -67,7 +67,7 @@
                                                        m)))}
               (:enum :enum64) {:size size :signed signed?
                                :values (vec (for [v (:values t)] [(:name v) (value (:val v))]))}
-              :fwd {:union? (= "union" (:fwd_kind t))}
+              :fwd {:union (= "union" (:fwd_kind t))}
               (:func :var) {:type type_id :linkage (keyword (:linkage t))}
               :func-proto {:return (:ret_type_id t)
                            :params (vec (for [p (:params t)] (named {:type (:type_id p)} p)))}

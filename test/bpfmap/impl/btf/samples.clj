@@ -110,8 +110,8 @@
     {:kind :enum :name "small" :size 4 :signed true
      :values [["LEAST" -2147483648] ["NONE" -1] ["MOST" 2147483647]]}
     {:kind :enum :name "mask" :size 4 :signed false :values [["ALL" 4294967295]]}
-    {:kind :fwd :name "later" :union? false}
-    {:kind :fwd :name "later_union" :union? true}
+    {:kind :fwd :name "later" :union false}
+    {:kind :fwd :name "later_union" :union true}
     {:kind :typedef :name "number_t" :type 15}
     {:kind :volatile :type 1}
     {:kind :const :type 14}
@@ -203,7 +203,7 @@
                          (assoc m :members members))
       :enum (gen-enum kind 32)
       :enum64 (gen-enum kind 64)
-      :fwd (of :union? gen/boolean)
+      :fwd (of :union gen/boolean)
       (:ptr :typedef :volatile :const :restrict) (of :type reference)
       :type-tag (marked (of :type reference))
       :decl-tag (marked (of :type reference :component

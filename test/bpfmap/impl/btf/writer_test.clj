@@ -79,7 +79,7 @@
             {:id 2 :kind :struct :size 4 :members [{:type 1 :bit-offset 0 :bits 0}]}
             {:id 3 :kind :struct :size 0 :members []}
             {:id 4 :kind :enum :size 4 :signed false :values [[nil 1]]}
-            {:id 5 :kind :fwd :union? false}
+            {:id 5 :kind :fwd :union false}
             {:id 6 :kind :func-proto :return 0 :params []}
             {:id 7 :kind :func :type 6 :linkage :static}]
            (samples/all-records

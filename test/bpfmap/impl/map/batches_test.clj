@@ -347,7 +347,7 @@
                     (is (= (all form n) (into {} m) (bpf/snapshot m) (into {} (bpf/entries m))
                            (into {} (seq m))))
                     (is (= n (bpf/count-entries m)))
-                    (when-not (:index? (map-types/types (:type spec)))
+                    (when-not (:index (map-types/types (:type spec)))
                       (is (= (select-keys (all form n) (map key [0 3 5]))
                              (bpf/lookup-all m (map key [0 3 (+ n 4096) 5])))))
                     (when (ops :delete!)
@@ -361,7 +361,7 @@
                       (is (= [{} 0] [(into {} m) (bpf/count-entries m)])))))
                 (when (and (contains? (set ops) :delete!)
                            (not (:room form))
-                           (not (:index? (map-types/types (:type spec)))))
+                           (not (:index (map-types/types (:type spec)))))
                   (with-map form 5
                     (fn [m]
                       (let

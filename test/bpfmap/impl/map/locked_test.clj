@@ -69,7 +69,7 @@
 (kernel-test e6-every-lock-type
   (testing "every type with locks reads and writes under the lock"
     (is (= (set (keys forms))
-           (set (for [[type {:keys [lock?]}] map-types/types :when lock?] type))))
+           (set (for [[type {lock? :lock}] map-types/types :when lock?] type))))
     (doseq [[type with-map] forms :when (since/has? [:map-type type])]
       (testing type
         (with-map

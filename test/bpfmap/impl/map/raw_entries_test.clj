@@ -80,7 +80,7 @@
 (defn- conserved?
   "Whether all operations on what is read under types conserve raw entries; a vector of what did
   not."
-  [raw m other raw-other {:keys [takes? drains?]} entries]
+  [raw m other raw-other {takes? :takes drains? :drains} entries]
   (let [n (count entries)
         failed (volatile! [])
         check (fn [what ok?] (when-not ok? (vswap! failed conj what)))
@@ -154,8 +154,8 @@
         (not-empty (conserved? raw m other raw-other kind entries))))))
 
 (def ^:private hash-kinds
-  [{:type :hash :takes? true :drains? true}
-   {:type :lru-hash :takes? true :drains? true}])
+  [{:type :hash :takes true :drains true}
+   {:type :lru-hash :takes true :drains true}])
 
 (def ^:private named-types
   "The types of keys that the law is easily broken for, and their like."
@@ -188,7 +188,7 @@
 
 (kernel-test per-cpu-bytes-kept
   (testing "per-CPU values keep their bytes"
-    (let [kind {:type :percpu-hash :takes? true :drains? true
+    (let [kind {:type :percpu-hash :takes true :drains true
                 :cpus (count (feature/possible-cpus))}]
       (doseq [t [:u8 :u32 :u64 [:string 5] [:struct [:a :u64] [:b :u32]] [:bytes 12] :f32]]
         (testing t

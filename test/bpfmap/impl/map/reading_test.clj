@@ -158,7 +158,7 @@
 (defn- while-writing
   "Calls f while threads put and delete keys of `come-and-go` in a map, and put those of `stay`
   again where `rewrite?`."
-  [m {:keys [stay come-and-go value rewrite?]} f]
+  [m {:keys [stay come-and-go value] rewrite? :rewrite} f]
   (let [over (AtomicBoolean.)
         any (fn [^Random random xs] (nth xs (.nextInt random (count xs))))
         writers (vec (repeatedly 2 (fn []
@@ -182,7 +182,7 @@
 (defn- cpus [n] (vec (repeat (count (feature/possible-cpus)) n)))
 
 (def ^:private written
-  "Maps that others write to while they are read; `:whole?` tells whether a value is one that was
+  "Maps that others write to while they are read; `:whole` tells whether a value is one that was
   written."
   [{:spec {:type :hash :key :u32 :value pair} :value pair-of}
    {:spec {:type :hash :key :u32 :value pair :flags #{:no-prealloc}} :value pair-of}
@@ -222,7 +222,7 @@
       (testing [spec options]
         (with-open [m ^Closeable (bpf/create (assoc spec :max-entries 16384))]
           (bpf/put-all! m (map #(vector % (value 1)) stay))
-          (while-writing m (assoc form :rewrite? (holds? :rewritten))
+          (while-writing m (assoc form :rewrite (holds? :rewritten))
                          (fn []
                            (dotimes [_ rounds]
                              (let

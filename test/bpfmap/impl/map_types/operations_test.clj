@@ -38,7 +38,7 @@
 (defn- slots?
   "Whether next-key goes through all indices, filled or not."
   [{:keys [spec] :as use}]
-  (let [{:keys [every-index index?]} (row-of use)]
+  (let [{:keys [every-index] index? :index} (row-of use)]
     (or every-index (and index? (not= :stack-trace (:type spec))))))
 
 (def ^:private granted
@@ -47,7 +47,7 @@
   (let [reads? (fn [m use]
                  (nil? (map-types/alternative (:type (:spec use)) :lookup
                                               (:value-size (bpf/spec m)))))
-        there (fn [m {:keys [same?] :as use} k v]
+        there (fn [m {same? :same :as use} k v]
                 (when (reads? m use)
                   (is (same? v (bpf/lookup m k)))))
         gone (fn [m use k]
@@ -78,11 +78,11 @@
                 (when (and none (not (deletes-blindly (:type spec))))
                   (is (false? (bpf/delete! m none))))
                 (is (= (if (deletes-blindly (:type spec)) 1 0) (bpf/delete-all! m [(or k2 k)]))))
-     :take! (fn [m {[k] :keys [v] :values :keys [same? none] :as use}]
+     :take! (fn [m {[k] :keys [v] :values :keys [none] same? :same :as use}]
               (is (same? v (bpf/take! m k)))
               (gone m use k)
               (is (= [nil ::gone] [(bpf/take! m k) (bpf/take! m none ::gone)])))
-     :lookup (fn [m {[k k2] :keys [v] :values :keys [same? none] :as use}]
+     :lookup (fn [m {[k k2] :keys [v] :values :keys [none] same? :same :as use}]
                (is (same? v (bpf/lookup m k)))
                (is (= [(bpf/lookup m k) (m k) (get m k)] (repeat 3 (bpf/lookup m k ::gone))))
                (is (true? (bpf/has-key? m k)))
@@ -92,14 +92,14 @@
      :next-key (fn [m {[k] :keys :as use}]
                  (is (= (if (slots? use) (range (:max-entries (bpf/spec m))) [k])
                         (keys-by-walking m))))
-     :reduce (fn [m {[k] :keys [v] :values :keys [same? spec] :as use}]
+     :reduce (fn [m {[k] :keys [v] :values :keys [spec] same? :same :as use}]
                (let [all (into {} m)]
                  (is (same? v (all k)))
                  (is (= (if (:every-index (row-of use)) (:max-entries spec) 1) (count all)))
                  (is (= all (bpf/snapshot m) (into {} (bpf/entries m)) (reduce-kv assoc {} m)
                         (into {} (seq m))))
                  (is (= (count all) (bpf/count-entries m)))))
-     :drain! (fn [m {[k] :keys [v] :values :keys [same?] :as use}]
+     :drain! (fn [m {[k] :keys [v] :values same? :same :as use}]
                (when-not k (bpf/push! m v))
                (let [all (bpf/drain! m)]
                  (is (if k (and (= [k] (keys all)) (same? v (all k))) (= [v] all)))

@@ -64,7 +64,7 @@
   "What the kernel says to a spec of [[bare]], given a map to hold where it holds maps."
   ([use spec] (try-spec use spec (constantly :ok)))
   ([use spec f]
-   (if (:inner? (row-of use))
+   (if (:inner (row-of use))
      (with-open [template ^Closeable (bpf/create inner)]
        (raw-create (assoc spec :inner-map (bpf-map/descriptor template)) f))
      (raw-create spec f))))
@@ -250,7 +250,7 @@
 (kernel-test batches-and-freezing
   (testing "batches and freezing work exactly if the row grants them"
     (doseq [{:keys [spec] :as use} uses :when (here? use)
-            :let [{:keys [batch freeze? batch-read-since]} (row-of use)
+            :let [{:keys [batch batch-read-since] freeze? :freeze} (row-of use)
                   ask (fn [op] (try-spec use (bare use) #(said (probe/operate op % {} facts))))]]
       (testing spec
         (doseq [[name op] batches
@@ -264,7 +264,7 @@
 (kernel-test spin-lock-by-row
   (testing "accepts a spin lock exactly if the row grants it"
     (doseq [{:keys [spec] :as use} uses :when (here? use)
-            :let [{:keys [lock? values]} (row-of use)
+            :let [{:keys [values] lock? :lock} (row-of use)
                   key (:key (spec/complete spec (lifecycle/machine)))]]
       (testing spec
         (is (= (boolean lock?) (= :ok (try-spec use (bare use :value-size 8 :btf [key locked])))))
@@ -294,7 +294,7 @@
 (kernel-test s1-inner-maps-by-row
   (testing "maps of maps require an inner map of an allowed type"
     (doseq [{:keys [spec] :as use} uses :when (here? use)
-            :let [{:keys [inner? not-inside]} (row-of use)
+            :let [{:keys [not-inside] inner? :inner} (row-of use)
                   outer
                   {:type :array-of-maps :key-size 4 :value-size 4 :max-entries 1 :flags #{}
                    :name nil}]]
@@ -314,7 +314,7 @@
 (kernel-test s10-full-map-or-bad-index
   (testing "the errors for a full map and a bad index match the row"
     (doseq [{:keys [spec] :as use} uses
-            :let [{:keys [full index? every-index ops]} (row-of use)]
+            :let [{:keys [full every-index ops] index? :index} (row-of use)]
             :when (and (here? use) full (some ops [:put! :push!]))]
       (testing spec
         (used (assoc-in use [:spec :max-entries] 1)
