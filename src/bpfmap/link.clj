@@ -22,7 +22,7 @@
             [bpfmap.impl.link.link :as link]
             [bpfmap.impl.link.output :as output]
             [bpfmap.impl.link.targets :as targets]
-            [bpfmap.impl.map.references :as references]
+            [bpfmap.impl.open-object :as open-object]
             [bpfmap.impl.prog.program :as program])
   (:import (bpfmap.impl.link.link Link)
            (bpfmap.impl.link.output Output)
@@ -58,7 +58,7 @@
                               :required required)))))
 
 (defn- open-map? [x]
-  (and (satisfies? references/OpenObject x) (= :map (references/kind x))))
+  (and (satisfies? open-object/OpenObject x) (= :map (open-object/kind x))))
 
 (defn target
   "Returns the target in the section of a program, as data; nil if it has none.
@@ -271,7 +271,7 @@
       (throw (error/error :invalid-value (str "The program must be an open program, got "
                                               (error/printed program))
                           {:bpfmap/op :update!})))
-    (let [outcome (kernel.link/update-program fd (references/descriptor program) {:op :update!})]
+    (let [outcome (kernel.link/update-program fd (open-object/descriptor program) {:op :update!})]
       (when (neg? (long outcome))
         (throw (update-error link fd
                              (if map? :struct-ops (program/type-of program))

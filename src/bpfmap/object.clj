@@ -23,11 +23,18 @@
             [bpfmap.impl.object.load :as load]
             [bpfmap.impl.object.reader :as reader]
             [bpfmap.impl.options :as options]
+            [clojure.core.protocols :as protocols]
             [clojure.string :as str])
-  (:import (java.io Closeable File FileInputStream IOException InputStream)
+  (:import (bpfmap.impl.object.loaded LoadedObject)
+           (java.io Closeable File FileInputStream IOException InputStream)
            (java.nio.file Path)))
 
 (set! *warn-on-reflection* true)
+
+;; The data that clojure.datafy shows is made by a namespace that is loaded on first use.
+(extend-type LoadedObject
+  protocols/Datafiable
+  (datafy [x] ((requiring-resolve 'bpfmap.impl.host.explore/of-object) x)))
 
 (def ^:private most-bytes
   "The bytes of the largest object that is read.

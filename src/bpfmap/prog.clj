@@ -25,6 +25,7 @@
             [bpfmap.error :as error]
             [bpfmap.impl.kernel.call :as call]
             [bpfmap.impl.kernel.prog :as prog]
+            [bpfmap.impl.link.attach-types :as attach-types]
             [bpfmap.impl.link.link :as link]
             [bpfmap.impl.map.bpf-map :as bpf-map]
             [bpfmap.impl.map.references :as references]
@@ -47,7 +48,7 @@
 
 (def attach-types
   "Attach types by name: the kernel's `enum bpf_attach_type`, source linux/bpf.h."
-  prog/attach-types)
+  attach-types/numbers)
 
 (defn- invalid [path message hint]
   (error/error :invalid-program message {:bpfmap/op :load :bpfmap/path path :bpfmap/hint hint}))

@@ -10,7 +10,7 @@
             [bpfmap.impl.errno :as errno]
             [bpfmap.impl.kernel.link :as kernel.link]
             [bpfmap.impl.kernel.procfs :as procfs]
-            [bpfmap.impl.map.references :as references]
+            [bpfmap.impl.open-object :as open-object]
             [bpfmap.linux :as linux]
             [bpfmap.memory :as mem]
             [bpfmap.objects :as objects]
@@ -860,7 +860,7 @@
    (fn []
      (with-open [p (program :raw-tracepoint)
                  link (prog/attach-raw-tracepoint p "sys_enter")]
-       (says (refusal (kernel.link/detach (references/descriptor link) {:op :detach!}))
+       (says (refusal (kernel.link/detach (open-object/descriptor link) {:op :detach!}))
          "no process and no pin has it any more")))
 
    :test-run-input

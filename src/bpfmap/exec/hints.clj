@@ -3,9 +3,7 @@
 
   Conditions and `:sort` see rows before that. Hints are checked against the types of the map, before
   its entries are read."
-  (:require [bpfmap.core :as bpf]
-            [bpfmap.error :as error]
-            [bpfmap.host :as host]
+  (:require [bpfmap.error :as error]
             [bpfmap.impl.display.hints :as hints]
             [bpfmap.impl.display.host :as display.host]
             [bpfmap.impl.edn :as edn]
@@ -125,14 +123,6 @@
 
 ;; --- rows
 
-(defn- in-btf-of
-  "Returns a function from a name to the values of an enum in a map's BTF."
-  [m]
-  (let [btf (delay (try
-                     (some-> (:btf-id (bpf/info m)) host/btf-by-id)
-                     (catch ExceptionInfo _ nil)))]
-    (fn [name] (some-> @btf (display.host/enum-in name)))))
-
 (defn- compiled
   "Returns hints as functions; throws `:usage` for hints that do not fit.
 
@@ -155,18 +145,19 @@
 
   The result is `{:row function :collapsed paths :places …}`. `:row` shows the `:key`, `:value`,
   `:old` and `:new` of a row, `:collapsed` has the paths of arrays that are shown as one value.
-  `m` is the open map, or nil. Throws `:usage` for hints that do not fit the spec.
+  `btf` is a delay with the BTF of the map, or nil. Throws `:usage` for hints that do not fit the
+  spec.
 
-      ((:row (shower options (bpf/spec m) m)) {:key 16777343}) ;=> {:key \"127.0.0.1\"}"
-  [{:keys [as hints]} spec m]
-  (let [map-name (:name (or (some-> m bpf/info) spec))
-        of-options (mapcat identity as)
+      ((:row (shower options (bpf/spec m) nil)) {:key 16777343}) ;=> {:key \"127.0.0.1\"}"
+  [{:keys [as hints]} {map-name :name :as spec} btf]
+  (let [of-options (mapcat identity as)
         of-file (when hints (read-file hints map-name))]
     (when (or (seq of-options) (seq of-file))
       (let [compiled (compiled of-options of-file (hints/sides spec)
                                {:host (display.host/resolvers)
                                 :types (:types spec)
-                                :enum-in (when m (in-btf-of m))})
+                                :enum-in (fn [name]
+                                           (some-> (force btf) (display.host/enum-in name)))})
             show (fn [row k side entry]
                    (if (contains? row k)
                      (assoc row k (hints/show-side (side compiled) (get row k) entry))

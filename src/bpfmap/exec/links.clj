@@ -6,7 +6,7 @@
             [bpfmap.exec.listing :as listing]
             [bpfmap.exec.program-info :as program-info]
             [bpfmap.impl.host.holders :as holders]
-            [bpfmap.impl.map.references :as references]
+            [bpfmap.impl.open-object :as open-object]
             [bpfmap.link :as link])
   (:import (java.io Closeable)))
 
@@ -29,7 +29,7 @@
 
   It is an open link, an id or the path of a pin."
   [{:keys [ref]} f]
-  (if (satisfies? references/OpenObject ref)
+  (if (satisfies? open-object/OpenObject ref)
     (f ref)
     (with-open [^Closeable link (link/open ref)]
       (f link))))

@@ -9,6 +9,7 @@
             [bpfmap.impl.kernel.link :as kernel.link]
             [bpfmap.impl.kernel.prog :as kernel.prog]
             [bpfmap.impl.kernel.procfs :as procfs]
+            [bpfmap.impl.link.attach-types :as attach-types]
             [clojure.string :as str])
   (:import (clojure.lang ExceptionInfo)))
 
@@ -72,7 +73,7 @@
                ["program" (fields/row [["id" number] ["name" text] ["type" program-types]])]
                held
                pinned
-               ["attach-type" (name-in kernel.prog/attach-types)]
+               ["attach-type" (name-in attach-types/numbers)]
                ["cookie" number]
                ["map-id" number]
                ["ifindex" number]

@@ -7,7 +7,7 @@
             [bpfmap.exec.query :as query]
             [bpfmap.impl.host.holders :as holders]
             [bpfmap.impl.kernel.prog :as kernel.prog]
-            [bpfmap.impl.map.references :as references]
+            [bpfmap.impl.open-object :as open-object]
             [bpfmap.impl.waiting :as waiting]
             [bpfmap.prog :as prog])
   (:import (clojure.lang IReduceInit)
@@ -30,7 +30,7 @@
 (defn- with-program
   "Calls f with the program of `:ref`: open, or given by id, pin path or name."
   [{:keys [ref]} f]
-  (if (satisfies? references/OpenObject ref)
+  (if (satisfies? open-object/OpenObject ref)
     (f ref)
     (with-open [^Closeable program (prog/open (if-let [name (:name ref)]
                                                 (input/program-named name)

@@ -1,7 +1,9 @@
 (ns ^:no-doc bpfmap.exec.shown
   "Shows rows by the hints of options, if there are any.
 
-  The code of hints is loaded only then, because it would slow the start of every command.")
+  The code of hints is loaded only then, because it would slow the start of every command."
+  (:require [bpfmap.core :as bpf])
+  (:import (clojure.lang ExceptionInfo)))
 
 (set! *warn-on-reflection* true)
 
@@ -20,7 +22,11 @@
       (shower {} (bpf/spec m) m) ;=> nil"
   [options spec m]
   (when (given? options)
-    ((requiring-resolve 'bpfmap.exec.hints/shower) options spec m)))
+    (let [{:keys [name btf-id]} (if m (bpf/info m) spec)
+          btf (delay (try
+                       (when btf-id ((requiring-resolve 'bpfmap.host/btf-by-id) btf-id))
+                       (catch ExceptionInfo _ nil)))]
+      ((requiring-resolve 'bpfmap.exec.hints/shower) options (assoc spec :name name) btf))))
 
 (defn showing
   "Returns a transducer that shows rows; see [[shower]], which may be nil.

@@ -11,7 +11,7 @@
             [bpfmap.impl.kernel.paths :as paths]
             [bpfmap.impl.kernel.procfs :as procfs]
             [bpfmap.impl.kernel.prog :as kernel.prog]
-            [bpfmap.impl.map.references :as references]
+            [bpfmap.impl.open-object :as open-object]
             [clojure.string :as str])
   (:import (bpfmap.sys Fdinfo)
            (clojure.lang ExceptionInfo)
@@ -237,7 +237,7 @@
   [ref op]
   (let [id? #(and (int? %) (<= 0 (long %) 0xffffffff))]
     (cond
-      (satisfies? references/OpenObject ref) [(references/kind ref) (references/id ref)]
+      (satisfies? open-object/OpenObject ref) [(open-object/kind ref) (open-object/id ref)]
       (id? ref) [:map ref]
       (and (map? ref) (= 1 (count ref)) (id-keys (key (first ref))) (id? (val (first ref))))
       [(id-keys (key (first ref))) (val (first ref))]

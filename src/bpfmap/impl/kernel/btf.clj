@@ -89,7 +89,7 @@
                               (throw e))))]
             (let [found? (try
                            (let [found (info fd 0 ctx)]
-                             (and (:kernel? found) (= name (:name found))))
+                             (and (:kernel found) (= name (:name found))))
                            (catch Throwable e
                              (call/close fd)
                              (throw e)))]

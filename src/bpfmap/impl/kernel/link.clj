@@ -1,7 +1,7 @@
 (ns ^:no-doc bpfmap.impl.kernel.link
   "Commands of bpf(2) on links, which attach a program to its hook."
   (:require [bpfmap.impl.kernel.call :as call]
-            [bpfmap.impl.kernel.prog :as kernel.prog]
+            [bpfmap.impl.link.attach-types :as attach-types]
             [clojure.set :as set])
   (:import (bpfmap.sys Abi Attr Bytes Fd FileSyscalls Info)
            (java.lang.foreign Arena MemorySegment)
@@ -111,7 +111,7 @@
   [memory [kind offset]]
   (let [n (if (#{:u64 :any-u64} kind) (Bytes/get64 memory offset false) (call/u32 memory offset))]
     (case kind
-      :attach-type (kernel.prog/attach-type-name n)
+      :attach-type (attach-types/name-of n)
       :family (named families n)
       :hook (named hooks n)
       :s32 (unchecked-int n)

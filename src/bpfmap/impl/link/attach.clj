@@ -8,13 +8,13 @@
             [bpfmap.impl.kernel.link :as kernel.link]
             [bpfmap.impl.kernel.paths :as paths]
             [bpfmap.impl.kernel.perf :as kernel.perf]
-            [bpfmap.impl.kernel.prog :as kernel.prog]
             [bpfmap.impl.kernel.tracefs :as tracefs]
+            [bpfmap.impl.link.attach-types :as attach-types]
             [bpfmap.impl.link.functions :as functions]
             [bpfmap.impl.link.link :as link]
             [bpfmap.impl.link.targets :as targets]
-            [bpfmap.impl.map.references :as references]
             [bpfmap.impl.nearest :as nearest]
+            [bpfmap.impl.open-object :as open-object]
             [bpfmap.impl.prog.program :as program]
             [clojure.string :as str])
   (:import (bpfmap.sys Fd)))
@@ -53,7 +53,7 @@
 (defn- flag-word [& names]
   (reduce bit-or 0 (map kernel.link/flags names)))
 
-(defn- attach-number [k] (kernel.prog/attach-types k))
+(defn- attach-number [k] (attach-types/numbers k))
 
 ;; --- tracing
 
@@ -92,8 +92,8 @@
                                  :attach-type (attach-number :trace-iter)
                                  :values {:iterator words}})])]
     (cond
-      map (if (and (satisfies? references/OpenObject map) (= :map (references/kind map)))
-            (make [(references/descriptor map)])
+      map (if (and (satisfies? open-object/OpenObject map) (= :map (open-object/kind map)))
+            (make [(open-object/descriptor map)])
             (throw (targets/invalid [:map] (str ":map must be an open map, got "
                                                 (error/printed map)) nil)))
       cgroup (opened cgroup ctx #(make [(targets/orders (or order :descendants-pre)) %]))
@@ -420,8 +420,8 @@
 (defn- open-map
   "Returns the descriptor of an open map in a target."
   ^Fd [kind x]
-  (if (and (satisfies? references/OpenObject x) (= :map (references/kind x)))
-    (references/descriptor x)
+  (if (and (satisfies? open-object/OpenObject x) (= :map (open-object/kind x)))
+    (open-object/descriptor x)
     (throw (targets/invalid [kind] (str kind " must be an open map, got " (error/printed x)) nil))))
 
 (defn- sockmap [{:keys [target] :as request}]
@@ -489,7 +489,7 @@
   "Registers the struct of functions in a map; returns the link."
   [m options]
   (targets/check-options :struct-ops options)
-  (make {:program (references/descriptor m)
+  (make {:program (open-object/descriptor m)
          :target {:struct-ops m}
          :kind :struct-ops
          :row (targets/kinds :struct-ops)

@@ -3,7 +3,7 @@
   (:require [bpfmap.error :as error]
             [bpfmap.impl.kernel.call :as call]
             [bpfmap.impl.kernel.link :as kernel.link]
-            [bpfmap.impl.map.references :as references]
+            [bpfmap.impl.open-object :as open-object]
             [clojure.core.protocols :as p])
   (:import (bpfmap.sys Fd)
            (java.io Closeable)))
@@ -18,7 +18,7 @@
 
       (target-text {:struct-ops m}) ;=> \"{:struct-ops #<bpf-map 12 …>}\""
   [target]
-  (error/printed (update-vals target #(if (satisfies? references/OpenObject %)
+  (error/printed (update-vals target #(if (satisfies? open-object/OpenObject %)
                                         (symbol (str %))
                                         %))))
 
@@ -29,7 +29,7 @@
 (deftype Link [fds events target]
   Closeable
   (close [_] (run! call/close fds) (run! call/close events))
-  references/OpenObject
+  open-object/OpenObject
   (descriptor [_] (first fds))
   (kind [_] :link)
   (id [link] (:id (info link)))

@@ -10,6 +10,7 @@
             [bpfmap.impl.map-types :as map-types]
             [bpfmap.impl.map.references :as references]
             [bpfmap.impl.memory.mapping :as mapping :refer [or-fallback]]
+            [bpfmap.impl.open-object :as open-object]
             [bpfmap.impl.options :as options]
             [bpfmap.impl.spec :as spec]
             [bpfmap.type :as type])
@@ -60,7 +61,7 @@
                    :access access
                    :alternative (map-types/alternative (:type identity) op (:value-size spec))}))
 
-  references/OpenObject
+  open-object/OpenObject
   (descriptor [_] fd)
   (kind [_] :map)
   (id [_] (:id identity))

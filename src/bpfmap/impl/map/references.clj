@@ -11,17 +11,12 @@
             [bpfmap.impl.kernel.map :as kernel.map]
             [bpfmap.impl.kernel.paths :as paths]
             [bpfmap.impl.map-types :as map-types]
+            [bpfmap.impl.open-object :as open-object]
             [bpfmap.impl.type.node :as node])
   (:import (bpfmap.sys Fd)
            (java.util ArrayList)))
 
 (set! *warn-on-reflection* true)
-
-(defprotocol OpenObject
-  "An open object of this library that has a descriptor."
-  (descriptor ^bpfmap.sys.Fd [x] "Returns its descriptor.")
-  (kind [x] "Returns its kind: `:map`, `:program` or `:link`.")
-  (id [x] "Returns its id."))
 
 ;; Destructuring an open map would look up its keys in the kernel: test for plain maps first.
 
@@ -77,9 +72,9 @@
 
   The error for a closed object names this object, not the map to which it is written."
   [scope wanted x]
-  (when (and (satisfies? OpenObject x) (= wanted (kind x)))
+  (when (and (satisfies? open-object/OpenObject x) (= wanted (open-object/kind x)))
     (try
-      (acquire-number scope (descriptor x))
+      (acquire-number scope (open-object/descriptor x))
       (catch RuntimeException e
         (throw (error/error :closed (str "The " (name wanted) " given is closed: " x)
                             {:bpfmap/path [:value]

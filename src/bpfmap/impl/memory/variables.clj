@@ -5,8 +5,8 @@
   (:require [bpfmap.error :as error]
             [bpfmap.impl.codec :as codec]
             [bpfmap.impl.kernel.element :as kernel.element]
+            [bpfmap.impl.kernel.map :as kernel.map]
             [bpfmap.impl.map.bpf-map :as bpf-map :refer [with-error-context]]
-            [bpfmap.impl.map.lifecycle :as lifecycle]
             [bpfmap.impl.map.mapped :as mapped]
             [bpfmap.impl.memory.bytes :as memory.bytes]
             [bpfmap.impl.memory.layout :as layout]
@@ -64,8 +64,12 @@
         (.decode ^Codec (:codec @layout) (MemorySegment/ofArray (section-bytes m :deref))
                  (long offset))))))
 
+(defn- frozen? [^BpfMap m]
+  (with-error-context [m :info]
+    (:frozen (kernel.map/info (.-fd m) {:op :info :map (.-identity m)}))))
+
 (defn- check-variable [^BpfMap m]
-  (when (:frozen (lifecycle/info m))
+  (when (frozen? m)
     (throw (error/error :read-only
                         (str "The variables of map " (:id (.-identity m)) " are constants")
                         {:bpfmap/hint "the map is frozen, which cannot be undone"}))))
@@ -128,7 +132,7 @@
   [^BpfMap m]
   (and (contains? (:flags (.-spec m)) :rdonly-prog)
        (= :read-write (.-access m))
-       (not (:frozen (lifecycle/info m)))))
+       (not (frozen? m))))
 
 (defn variables
   "Returns the variables of a map, by name."

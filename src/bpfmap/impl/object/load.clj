@@ -15,6 +15,7 @@
             [bpfmap.impl.kernel.element :as kernel.element]
             [bpfmap.impl.kernel.map :as kernel.map]
             [bpfmap.impl.kernel.prog :as kernel.prog]
+            [bpfmap.impl.link.attach-types :as attach-types]
             [bpfmap.impl.map-types :as map-types]
             [bpfmap.impl.map.bpf-map :as bpf-map]
             [bpfmap.impl.map.element-ops :as element-ops]
@@ -698,7 +699,7 @@
       {:attach-program (program/descriptor target)
        :attach-btf-id (externs/function-of-program target (:target program)
                                                    [:programs name :target])
-       :expected-attach-type (kernel.prog/attach-types attach-type)}
+       :expected-attach-type (attach-types/numbers attach-type)}
 
       (= :ext type)
       (throw (invalid [:programs name :target]
@@ -708,7 +709,7 @@
 
       :else
       (cond-> {}
-        attach-type (assoc :expected-attach-type (kernel.prog/attach-types attach-type))
+        attach-type (assoc :expected-attach-type (attach-types/numbers attach-type))
         (#{:tracing :lsm} type) (merge (btf-target state (externs/attach-target name program)))))))
 
 (defn- check-program [name {:keys [type attach-type flags section]}]
@@ -722,10 +723,10 @@
       (throw (invalid (conj path :type) (str "Unknown program type " (error/printed type))
                       (nearest/suggestion type (sort (keys kernel.prog/types))
                                           "bpfmap.prog/types for all names"))))
-    (when-not (or (nil? attach-type) (kernel.prog/attach-types attach-type))
+    (when-not (or (nil? attach-type) (attach-types/numbers attach-type))
       (throw (invalid (conj path :attach-type)
                       (str "Unknown attach type " (error/printed attach-type))
-                      (nearest/suggestion attach-type (sort (keys kernel.prog/attach-types))
+                      (nearest/suggestion attach-type (sort (keys attach-types/numbers))
                                           "bpfmap.prog/attach-types for all names"))))
     (when-let [unknown (first (remove #{:sleepable :xdp-has-frags} flags))]
       (throw (invalid (conj path :flags)

@@ -5,8 +5,7 @@
             [bpfmap.impl.memory.bytes :as memory.bytes]
             [bpfmap.impl.memory.layout :as layout]
             [bpfmap.impl.memory.variables :as variables]
-            [bpfmap.impl.memory.view :as view]
-            [clojure.core.protocols :as protocols])
+            [bpfmap.impl.memory.view :as view])
   (:import (clojure.lang ILookup)
            (java.io Closeable)
            (java.util ArrayDeque Deque)
@@ -59,8 +58,6 @@
     (when (.compareAndSet closed false true)
       (when-let [failed (locking undo (undo! undo))]
         (throw failed))))
-  protocols/Datafiable
-  (datafy [this] ((requiring-resolve 'bpfmap.impl.host.explore/of-object) this))
   Object
   (toString [_]
     (str "#<bpf-object " (:name facts "without a name") ", " (count (:maps facts)) " maps, "

@@ -2,7 +2,7 @@
   "The open program, which `bpfmap.prog`, `bpfmap.object` and `bpfmap.link` share."
   (:require [bpfmap.impl.kernel.call :as call]
             [bpfmap.impl.kernel.prog :as prog]
-            [bpfmap.impl.map.references :as references])
+            [bpfmap.impl.open-object :as open-object])
   (:import (bpfmap.sys Fd)
            (java.io Closeable)))
 
@@ -14,7 +14,7 @@
 (deftype Program [^Fd fd type name definition]
   Closeable
   (close [_] (call/close fd))
-  references/OpenObject
+  open-object/OpenObject
   (descriptor [_] fd)
   (kind [_] :program)
   (id [_] (:id (prog/info fd {:op :info})))

@@ -7,7 +7,7 @@
             [bpfmap.impl.kernel.call :as call]
             [bpfmap.impl.kernel.procfs :as procfs]
             [bpfmap.impl.map-types :as map-types]
-            [bpfmap.impl.map.references :as references]
+            [bpfmap.impl.open-object :as open-object]
             [bpfmap.linux :as linux]
             [bpfmap.prog :as prog]
             [clojure.string :as str]
@@ -43,7 +43,7 @@
                                           :max-entries 3})
                 p ^Closeable (prog/load {:type :socket-filter :insns [[:mov64 :r0 0] [:exit]]})]
       (doseq [x [m p]
-              :let [fd (references/descriptor x)
+              :let [fd (open-object/descriptor x)
                     plain (raw-info fd longest (constantly nil))]]
         (testing "one field"
           (is (= plain
@@ -59,7 +59,7 @@
           (is (= (take 232 plain) (raw-info fd 232 (constantly nil))))
           (is (some pos? plain))))
       (testing "a request that is refused for another reason stays refused"
-        (is (= :EFAULT (:bpfmap/errno (error-of (raw-info (references/descriptor p) 228
+        (is (= :EFAULT (:bpfmap/errno (error-of (raw-info (open-object/descriptor p) 228
                                                           (fn [_ ^MemorySegment memory]
                                                             (Bytes/put32
                                                              memory Info/PROG_XLATED_PROG_LEN 16
