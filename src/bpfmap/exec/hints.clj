@@ -166,7 +166,7 @@
          :collapsed (for [[side places] compiled
                           {:keys [keys] collapses? :collapses} places :when collapses?]
                       (into [side] keys))
-         :row (fn [{:keys [key value old new] :as row}]
+         :row (fn [{:keys [key old new] :as row}]
                 (-> row
                     (show :key :key row)
                     (show :value :value row)

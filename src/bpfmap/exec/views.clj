@@ -703,7 +703,7 @@
     (mapcat
      (fn [{:keys [value error] :as row}]
        (let [first? (nil? @state)
-             {:keys [columns widths]}
+             {:keys [columns]}
              (or @state
                  (vreset! state (let [columns (when (:type @about) (vec (event-columns @about)))]
                                   {:columns columns :widths (mapv :width columns)})))

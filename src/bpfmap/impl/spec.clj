@@ -105,7 +105,7 @@
   "Returns true if a type contains a field owned by the kernel.
 
   `name` is the name of the field, or nil for any."
-  [{:keys [kind type members element target] :as node} name]
+  [{:keys [kind type members element target]} name]
   (case kind
     :private (or (nil? name) (= name type))
     (:struct :union) (boolean (some #(has-private? (:node %) name) members))

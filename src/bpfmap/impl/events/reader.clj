@@ -489,8 +489,7 @@
 (defn subscribe
   "Calls f with each event on a new platform thread; returns the subscription."
   ^Subscription [^EventReader r f options]
-  (let [^AtomicReference user (.-user r)
-        ended (CountDownLatch. 1)
+  (let [ended (CountDownLatch. 1)
         options (merge (.-options r) options)
         thread (.unstarted (doto (Thread/ofPlatform)
                              (.name (str "bpfmap-events-" (:id (first (.-identities r)))))

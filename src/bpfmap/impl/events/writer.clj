@@ -228,7 +228,7 @@
 (defn open
   "Opens the writer of a user ring buffer."
   ^EventWriter [^BpfMap m {:keys [types] :as options}]
-  (let [{:keys [id] :as identity} (bpf-map/identity-of m)
+  (let [identity (bpf-map/identity-of m)
         {:keys [max-entries value]} (bpf-map/spec-of m)
         type (get options :type value)
         codec (when (some? type)

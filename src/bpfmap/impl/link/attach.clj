@@ -154,7 +154,7 @@
                                                          "for all tracepoints"))}))))
      ctx)))
 
-(defn- event-number [{:keys [ctx target]} {:keys [type event]}]
+(defn- event-number [{:keys [type event]}]
   (let [[number names] (if (int? type) [type {}] (targets/event-types type))]
     (when-not number
       (throw (targets/invalid [:perf-event :type]
@@ -174,7 +174,7 @@
 
 (defn- perf-event-specs
   "Returns the perf events of a clock or counter: for each CPU, or for a thread."
-  [{:keys [target] :as request}]
+  [{:keys [target]}]
   (let [{:keys [pid cpu] event :perf-event} target
         {:keys [period frequency]} event]
     (doseq [k (keys event) :when (not (#{:type :event :period :frequency} k))]
@@ -189,7 +189,7 @@
       (throw (targets/invalid [:perf-event] "A perf event must have :period or :frequency"
                               (str ":period is a number of events, :frequency a number of samples "
                                    "a second"))))
-    (let [[type config] (event-number request (merge {:type :software :event :cpu-clock} event))]
+    (let [[type config] (event-number (merge {:type :software :event :cpu-clock} event))]
       (for [cpu (cond
                   cpu [cpu]
                   pid [-1]
@@ -243,7 +243,7 @@
 
 (defn- function-hints
   "Returns the meaning of errnos for a function that may not exist."
-  [{:keys [kind target]} names]
+  [{:keys [kind]} names]
   (let [missing (delay [:not-found (functions/missing (first names))])]
     (case kind
       (:kprobe :ksyscall) {:ENOENT missing}
@@ -253,7 +253,7 @@
                      :ENOENT missing}
       nil)))
 
-(defn- perf-event [{:keys [target ctx] :as request}]
+(defn- perf-event [{:keys [target] :as request}]
   (let [specs (event-specs request)
         request (assoc request :hints (function-hints request (keep :text specs)))
         events (each-or-none

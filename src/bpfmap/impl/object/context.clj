@@ -87,7 +87,7 @@
   (if-not (tables index)
     {}
     (into {}
-          (map (fn [{:keys [offset type symbol] :as relocation}]
+          (map (fn [{:keys [offset symbol] :as relocation}]
                  (when-not (< -1 (long offset) (long size))
                    (throw (malformed (in-section section offset)
                                      (str "a relocation lies outside the section, which has " size

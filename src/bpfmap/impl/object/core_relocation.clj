@@ -32,13 +32,13 @@
   The name is in a vector, which is empty or nil for an anonymous member."
   [ctx path id i]
   (let [id (blob/resolve (:btf ctx) id)
-        {:keys [kind members element count]} (context/record ctx id)]
+        {:keys [kind members element]} (context/record ctx id)]
     (case kind
       (:struct :union)
       (if-let [{:keys [name type]} (get members i)]
         [(when name [(keyword name)]) type]
         (throw (malformed path (str "it names member " i ", and the type has "
-                                    (clojure.core/count members)))))
+                                    (count members)))))
       ;; An array at the end of a struct may be used beyond its length.
       :array [[i] element]
       (throw (malformed path (str "it leads into a type of kind " (name kind)))))))

@@ -191,7 +191,7 @@
 
 (defn- section-map
   "Returns the spec of the map that a section becomes."
-  [ctx {:keys [name size index] :as section} ^bytes contents variables]
+  [ctx {:keys [name size] :as section} ^bytes contents variables]
   (when (< 0xffffffff (long size))
     (throw (malformed [:section name] (str "it has " size " bytes, and a map has at most 4 GiB"))))
   (let [datasec (when (identical? section (context/section-named ctx name))

@@ -117,7 +117,7 @@
   "Returns the part of a spec that the member `values` defines.
 
   It is `{:inner-map spec}`, or empty for a map of programs."
-  [{:keys [btf] :as ctx} path {:keys [type]} inner?]
+  [ctx path {:keys [type]} inner?]
   (let [{:keys [kind element]} (behind ctx type)
         pointer (when (= :array kind) (behind ctx element))
         target (when (= :ptr (:kind pointer)) (behind ctx (:type pointer)))]
@@ -181,7 +181,7 @@
 
 (defn- contents-of
   "Returns the contents of a map from the pointers in its member `values`."
-  [ctx section contents relocations path from to]
+  [ctx contents relocations path from to]
   (not-empty
    (into (sorted-map)
          (for [[offset relocation] (subseq relocations >= from < to)]
@@ -233,7 +233,7 @@
                 values (first (filter #(= "values" (:name %)) members))
                 from (+ (long offset) (quot (long (:bit-offset values 0)) 8))
                 filled (when values
-                         (contents-of ctx section @contents @relocations
+                         (contents-of ctx @contents @relocations
                                       (conj path :member "values")
                                       from (max from (+ (long offset) (long size)))))]]
       (assoc found :spec (as-spec ctx name
