@@ -4,6 +4,7 @@
             [bpfmap.cli.command-line :as command-line]
             [bpfmap.console :as console]
             [bpfmap.display :as display]
+            [bpfmap.exec :as exec]
             [bpfmap.exec.arguments :as exec-arguments]
             [bpfmap.exec.commands :as commands]
             [bpfmap.exec.demo :as demo]
@@ -13,7 +14,8 @@
             [bpfmap.transcript :as transcript]
             [clojure.java.io :as io]
             [clojure.string :as str]
-            [clojure.test :refer [deftest is testing]]))
+            [clojure.test :refer [deftest is testing]])
+  (:import (java.lang ProcessHandle)))
 
 (set! *warn-on-reflection* true)
 
@@ -74,6 +76,18 @@
         padded (fn [lines] (take n (concat lines (repeat :missing))))]
     (vec (take 10 (remove (fn [[a b]] (= a b)) (map vector (padded page) (padded printed)))))))
 
+(defn- with-own-names
+  "Returns a page with other names, of the same length, for maps, programs and files.
+
+  A page that finds a map by its name must not find the map of another process, such as of a second
+  run of the tests."
+  [text names]
+  (let [letters (repeatedly 3 #(char (+ 97 (rand-int 26))))]
+    (reduce (fn [text name]
+              (str/replace text (re-pattern (str "\\b" name "\\b"))
+                           (apply str (subs name 0 (- (count name) 3)) letters)))
+            text names)))
+
 (kernel-test guide-transcripts
   (testing "the transcripts of the guide print what they show"
     (doseq [[page least] {guide 40, "doc/pins.md" 15, "doc/memory.md" 40, "doc/types.md" 30
@@ -95,7 +109,7 @@
 
 (kernel-test pod-page-transcripts
   (testing "the transcripts of the pod page print what they show"
-    (let [text (slurp "doc/pod.md")]
+    (let [text (with-own-names (slurp "doc/pod.md") ["totals"])]
       (is (< 20 (count (re-seq #"(?m)^user=> " text))))
       (try
         (is (= [] (differing (str/split-lines (transcript/comparable text))
@@ -131,7 +145,8 @@
 
 (kernel-test exploring-page-commands
   (testing "the commands of the exploring page print the shown output"
-    (let [text (slurp exploring)
+    (let [text (with-own-names (slurp exploring) ["bpfmap-doc-flows"])
+          saved (io/file (re-find #"/tmp/bpfmap-doc-[a-z]+\.edn" text))
           ^java.io.File demo (io/file (fixture/bpffs) "demo")]
       (is (< 40 (count (re-seq #"(?m)^\$ bpfmap " text))))
       (try
@@ -140,19 +155,26 @@
         (is (= [] (differing (compared text) (compared (transcript/evaluate text)))))
         (finally
           (run! #(.delete ^java.io.File %) (reverse (file-seq demo)))
-          (io/delete-file "/tmp/bpfmap-doc-flows.edn" true))))))
+          (io/delete-file saved true))))))
 
 ;; --- the page about programs
 
+(defn- own-demo-id
+  "Returns the id of the program that `demo` runs in this process."
+  []
+  (first (for [{:keys [id held]} (exec/prog-list {:where "name=bpfmap_demo"})
+               :when (some #(= (.pid (ProcessHandle/current)) (:pid %)) held)]
+           id)))
+
 (defn- with-demo
-  "Calls f while the program of `demo` runs."
+  "Calls f with the id of a program of `demo` while it runs."
   [f]
   (let [stop (promise)
         shown (promise)
         running (future (demo/observe 600.0 stop (fn [_] (deliver shown true))))]
     (try
       (is (true? (deref shown 60000 :late)))
-      (f)
+      (f (own-demo-id))
       (finally
         (deliver stop true)
         (deref running 60000 nil)))))
@@ -169,9 +191,15 @@
 
 (kernel-test programs-page-commands
   (testing "the commands of the page about programs print the shown output"
-    (let [text (slurp "doc/programs.md")]
+    (let [text (with-own-names (slurp "doc/programs.md") ["accept_all"])]
       (with-demo
-       #(is (= [] (differing (without-numbers text) (without-numbers (console/evaluate text))))))
+       (fn [id]
+         ;; Another process can run the demo too.
+         (let [text (-> text
+                        (str/replace "name=bpfmap_demo" (str "id=" id))
+                        (str/replace #"(prog (?:show|dump)) bpfmap_demo" (str "$1 " id)))]
+           (is (= [] (differing (without-numbers text)
+                                (without-numbers (console/evaluate text))))))))
       (is (= [] (differing (without-numbers text) (without-numbers (transcript/evaluate text))))))))
 
 ;; --- the README's two commands
