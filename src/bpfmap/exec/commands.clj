@@ -252,13 +252,13 @@
     :docs {:file "Object that clang compiled, such as flows.bpf.o"
            :pin "Directory of pinned maps (default: /sys/fs/bpf)"
            :seconds "Duration in seconds (default: until Ctrl-C)"}
-    :doc "Load and attach a compiled object, and show what it does"
+    :doc "Load and attach an object, and show its events and maps"
     :text ["Attaches each program to the target of its section, or of --target. Prints the"
            "events of ring buffers and perf event arrays whose type is known, or else the"
            "state of maps and variables, live. Events have a type if the map has one in C,"
-           "or if a struct is named like the map, such as event for events. Ctrl-C takes"
-           "everything away. Only maps that the object pins by name stay. Requires CAP_BPF,"
-           "and the capabilities of the types of programs."]
+           "or if a struct is named like the map, such as event for events. At the end, the"
+           "programs, links and maps are removed, except maps that the object pins by name."
+           "Requires CAP_BPF, and the capabilities of the program types."]
     :examples [{:file "flows.bpf.o"}
                {:file "flows.bpf.o" :only ["count_packets"] :seconds 10
                 :target [{"count_packets" {:xdp "eth0"}}]}
@@ -267,7 +267,7 @@
    {:name "prog list" :group "Programs and links"
     :options [:where :sort :limit :columns :stream] :rows true
     :doc "List the BPF programs on this host and their links"
-    :text ["RUNS and TIME are measured only while something asks for it, such as prog top."
+    :text ["RUNS and TIME are shown if the kernel has measured a program, as for prog top."
            "ATTACHED TO shows the targets of links. A program that is attached without a"
            "link has none. HELD BY shows the processes that have the program open. Requires"
            "CAP_SYS_ADMIN."]
