@@ -77,7 +77,7 @@
                       "only the buffers of a perf event array belong to a CPU")))))
 
 (defn- open-perf ^Closeable [kind identities {:keys [sources] :as opened} options]
-  (reader/open kind identities sources options opened))
+  (reader/open kind identities sources options (dissoc opened :sources)))
 
 (defn reader
   "Opens a reader of the events of ring buffers, or of a perf event array.
@@ -141,8 +141,10 @@
   `:wakeup-bytes`; and `:from`: `:oldest` (default) begins with the oldest record that is still in
   the ring, `:now` with the next one.
 
-  Of a perf event array it reads the buffers of the process that has a reader. That is a sample: an
-  event is seen only until its reader has read it. The CPU of an event is unknown. Throws
+  Of a perf event array it reads the buffers of the process that has a reader. Events that this
+  reader has read are seen if they are in the last part of the buffer, which is its size less 192
+  KiB: 64 KiB of the 64 pages that are usual. Of a smaller buffer, an event is seen only until its
+  reader has read it, which makes the peek a sample. The CPU of an event is unknown. Throws
   `:not-found` if no process has a reader, `:not-supported` if that process has several perf event
   arrays open, `:permission` without the right to trace it. Needs Linux 5.6.
 
@@ -198,6 +200,44 @@
   (check-reader r :drain!)
   (check-function f :drain!)
   (reader/drain r f))
+
+(defn flush!
+  "Ends the wait of a reader: its call returns after the events that are there now.
+
+  Any thread may call it; returns nil at once. The call in progress returns as after its `:timeout`:
+  a reduce its result so far, `poll!` nil if there is no event. If no call is in progress, this
+  applies to the next one. A flush counts until a call has got all events, so `poll!` returns them
+  one by one before it returns nil. A subscription looks for events at once, and continues.
+  [[drain!]] does not wait, and leaves the flush to the next call. Throws `:closed`.
+
+      (future (Thread/sleep 1000) (flush! r))
+      (into [] r) ;=> [{:pid 4711, :comm \"ls\"}]"
+  [r]
+  (check-reader r :flush!)
+  (reader/request-flush r))
+
+(defn pause!
+  "Takes the buffers of a reader out of its perf event array; returns true.
+
+  Programs get the error ENOENT for each event until [[resume!]]. The events that are in the buffers
+  can still be read. Any thread may call it. Returns false if the reader is paused. Throws
+  `:not-supported` for ring buffers and peeks, and `:closed`.
+
+      (pause! r) ;=> true"
+  [r]
+  (check-reader r :pause!)
+  (reader/pause-or-resume r :pause :pause!))
+
+(defn resume!
+  "Stores the buffers of a paused reader in its perf event array; returns true.
+
+  Returns false if the reader is not paused. Throws `:busy` if the array has got another reader
+  meanwhile, unless this one was opened with `:steal true`, and the same errors as [[pause!]].
+
+      (resume! r) ;=> true"
+  [r]
+  (check-reader r :resume!)
+  (reader/pause-or-resume r :resume :resume!))
 
 (defn subscribe
   "Calls f with each event on a thread of its own until it is closed.

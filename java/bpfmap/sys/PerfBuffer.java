@@ -34,6 +34,14 @@ public final class PerfBuffer extends EventSource {
     private static final int FLAGS = Abi.PERF_ATTR_READ_FORMAT + 8;
     private static final long WATERMARK = 1 << 14;
 
+    /**
+     * The most bytes between the kernel's position and the end of what it writes at this moment.
+     * The position is published when a record is complete, and at most three programs of a CPU can
+     * be inside the helper, because an interrupt starts the next one. Source:
+     * kernel/trace/bpf_trace.c, struct bpf_trace_sample_data.
+     */
+    private static final long IN_PROGRESS = 3 * LARGEST;
+
     private final MemorySegment meta;
     private final MemorySegment data;
     private final int cpu;
@@ -112,8 +120,9 @@ public final class PerfBuffer extends EventSource {
     }
 
     /**
-     * Goes to where the owner is, if the record at a position may be overwritten already: the
-     * kernel overwrites what the owner has read, and nothing else.
+     * Goes to where the owner is, if the record at a position may be overwritten already. The
+     * kernel overwrites only what the owner has read, and that only when it gets there, a whole
+     * buffer later.
      */
     private boolean isOvertaken(long at) {
         if (own) {
@@ -121,7 +130,7 @@ public final class PerfBuffer extends EventSource {
         }
         VarHandle.loadLoadFence();
         long valid = tail();
-        if (valid - at <= 0) {
+        if (valid - at <= 0 || head() - at <= size - IN_PROGRESS) {
             return false;
         }
         if ((valid & 7) != 0) {

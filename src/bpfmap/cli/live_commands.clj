@@ -223,7 +223,7 @@
          " events are copied and none is taken"
          (when (seq holders) "; --steal takes them")
          (when (= :perf-event-array (:type map))
-           "; of a perf event array, only events are seen that the owner has not read yet"))))
+           "; of a perf event array, events can be missed that the owner has read"))))
 
 (defn- type-hint
   "Returns the hint for events without a type: structs of the size of an event."
@@ -266,7 +266,7 @@
            (when (pos? (long missed))
              (str (output/plural missed "byte" "bytes") " of events were missed: they were "
                   (if (= :perf-event-array (:type (:map about)))
-                    "read by the owner"
+                    "read by the owner and could be overwritten"
                     "overwritten")
                   " before they were copied"))
            (when (pos? (long errors))

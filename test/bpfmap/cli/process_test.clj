@@ -229,6 +229,20 @@
              (with-tail [pin "--value-type" "u64" "--json"] (fn [_] (.delete (io/file pin))))))
       (is (= :not-found (:bpfmap/error (fixture/error-of (bpf/open id))))))))
 
+(kernel-test tail-without-root
+  (testing "a tail of another user says what is missing"
+    (with-open [m (ring)]
+      (let [as-user ["setpriv" "--reuid=65533" "--regid=65533" "--clear-groups"]
+            id (:id (bpf/info m))]
+        (if-not (and (fixture/executable "setpriv")
+                     (zero? (:exit (fixture/run (into as-user ["test" "-x" script])))))
+          (fixture/skip! "setpriv is not installed, or other users cannot read this checkout")
+          (let [{:keys [exit out err]} (fixture/run (into as-user [script "tail" (str id)]))]
+            (is (= [1 ""] [exit out]))
+            (is (re-find (re-pattern (str "^bpfmap: Opening map " id " failed with EPERM: open needs "
+                                          "CAP_SYS_ADMIN, .*run as root, or grant the capability"))
+                         err))))))))
+
 (kernel-test tail-in-locale-c
   (testing "output is UTF-8 in the locale C"
     (with-open [m (ring)]

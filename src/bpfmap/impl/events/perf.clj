@@ -9,6 +9,7 @@
             [bpfmap.impl.kernel.map :as kernel.map]
             [bpfmap.impl.kernel.perf :as kernel.perf]
             [bpfmap.impl.map.bpf-map :as bpf-map]
+            [bpfmap.impl.map.lifecycle :as lifecycle]
             [bpfmap.prog :as prog])
   (:import (bpfmap.impl.map.bpf_map BpfMap)
            (bpfmap.sys PerfBuffer)
@@ -63,14 +64,14 @@
 (defn- this-process? [{:keys [pid]}]
   (= pid (.pid (java.lang.ProcessHandle/current))))
 
-(defn- busy-error ^Throwable [m who cpus]
+(defn- busy-error ^Throwable [m who cpus op]
   (let [identity (bpf-map/identity-of m)]
     (error/error
      :busy
      (str "Map " (error/id-and-name identity) " has a reader"
           (when (seq cpus)
             (str ", on CPU" (when (next cpus) "s") " " (error/list-of cpus "and"))))
-     {:bpfmap/op :reader
+     {:bpfmap/op op
       :bpfmap/map identity
       :bpfmap/holders (vec who)
       :bpfmap/cpus (vec cpus)
@@ -88,13 +89,13 @@
 
 (defn- check-unused
   "Throws `:busy` if a slot of the CPUs has a perf event."
-  [m cpus]
+  [m cpus op]
   (let [in-use (occupied m cpus)
         who (delay (owners m))]
     (cond
-      (seq in-use) (throw (busy-error m @who in-use))
+      (seq in-use) (throw (busy-error m @who in-use op))
       (and (nil? in-use) (seq (remove this-process? @who)))
-      (throw (busy-error m (vec (remove this-process? @who)) nil)))))
+      (throw (busy-error m (vec (remove this-process? @who)) nil op)))))
 
 ;; --- consuming
 
@@ -160,21 +161,49 @@
         (take-out)
         (throw e)))))
 
-(defn- opened
-  "Returns what [[consuming]] and [[following]] return."
-  [buffers on-close]
-  {:sources buffers :padded true :on-close on-close})
-
 (def ^:private opening
   "The lock of opening.
 
   Without it, two readers of this process could both find the slots empty."
   (Object.))
 
+(defn- stored-buffers
+  "Stores the perf events of buffers in the map; returns hooks of their reader.
+
+  `m` is a handle of the reader's own, which `:on-close` closes. `check` throws if somebody else
+  uses the slots. A paused reader has no perf event in the map; its buffers stay mapped."
+  [m buffers check ctx]
+  (let [slots (Object.)
+        take-out (volatile! (store-all m buffers ctx)) ; nil while paused
+        closed (volatile! false)
+        pause (fn []
+                (when-let [f @take-out]
+                  (vreset! take-out nil)
+                  (f)
+                  true))]
+    {:pause (fn [_]
+              (locking slots
+                (if @closed :closed (boolean (pause)))))
+     :resume (fn [op]
+               (locking opening
+                 (locking slots
+                   (cond
+                     @closed :closed
+                     @take-out false
+                     :else (do (check op)
+                               (vreset! take-out (store-all m buffers (assoc ctx :op op)))
+                               true)))))
+     :on-close (fn []
+                 (locking slots
+                   (vreset! closed true)
+                   (try
+                     (pause)
+                     (finally (.close ^Closeable m)))))}))
+
 (defn consuming
   "Opens the buffers of the CPUs that are online, and stores them in the map.
 
-  Returns `{:sources :padded :on-close}` for `bpfmap.impl.events.reader/open`."
+  Returns `{:sources :padded}` and hooks for `bpfmap.impl.events.reader/open`."
   [m {:keys [steal] :as options} op]
   (check-access m)
   (let [ctx {:op op :map (bpf-map/identity-of m) :type :perf-event-array
@@ -183,13 +212,19 @@
         cpus (filterv #(< (long %) slots) (kernel.perf/online-cpus))]
     (call/check-open (:fd ctx) ctx)
     (locking opening
-      (when-not steal
-        (check-unused m cpus))
-      (let [buffers (open-buffers cpus (update options :pages #(or % default-pages)) ctx)]
+      (let [m (lifecycle/clone m)
+            check (if steal (constantly nil) #(check-unused m cpus %))]
         (try
-          (opened buffers (store-all m buffers ctx))
+          (check op)
+          (let [buffers (open-buffers cpus (update options :pages #(or % default-pages)) ctx)]
+            (try
+              (assoc (stored-buffers m buffers check (assoc ctx :fd (bpf-map/descriptor m)))
+                     :sources buffers :padded true)
+              (catch Throwable e
+                (close-buffers buffers)
+                (throw e))))
           (catch Throwable e
-            (close-buffers buffers)
+            (.close ^Closeable m)
             (throw e)))))))
 
 ;; --- looking at the buffers of others
@@ -246,4 +281,4 @@
                           [] who)]
       (when (empty? buffers)
         (throw (no-owner-error m op)))
-      (opened buffers nil))))
+      {:sources buffers :padded true})))

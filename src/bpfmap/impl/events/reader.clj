@@ -22,15 +22,18 @@
 (declare reduce-events close)
 
 ;; `kind` is :reader or :peek. `identities` are the {:id :name :type} of the maps. `sources` is an
-;; array. `waiter` is nil if the sources cannot be waited for. `on-close` is called when all has
-;; been given back. `halt` ends the call in progress: closing the reader or subscription sets it.
+;; array. `waiter` is nil if the sources cannot be waited for. `hooks` are functions of the sources'
+;; kind: `:on-close` is called when all has been given back, `:pause` and `:resume` change whether
+;; programs can send. `halt` ends the call in progress: closing the reader or subscription sets it.
+;; `flush` ends it after a pass.
 ;; `user` is the thread whose call uses the reader, or nil; after the end, it is the last user.
 ;; `ended` is down when everything has been given back. `stalls` has the busy record of each source,
 ;; by index: [position nanos-since]. `turn` counts passes: each begins with another source, or the
 ;; first one could keep the others waiting.
 (deftype EventReader [kind identities ^objects sources ^Waiter waiter ^Decoder decoder
-                      options on-close
-                      ^AtomicBoolean closed ^AtomicBoolean halt ^AtomicReference user
+                      options hooks
+                      ^AtomicBoolean closed ^AtomicBoolean halt ^AtomicBoolean flush
+                      ^AtomicReference user
                       ^CountDownLatch ended ^AtomicReference stalls ^AtomicInteger turn]
   IReduce
   (reduce [this f]
@@ -102,7 +105,7 @@
     (try
       (try
         (close-all (cond->> (.-sources r) (.-waiter r) (cons (.-waiter r))))
-        (finally ((.-on-close r))))
+        (finally ((:on-close (.-hooks r)))))
       (finally (.countDown ^CountDownLatch (.-ended r))))))
 
 (defn- leave [^EventReader r]
@@ -131,10 +134,13 @@
   "The milliseconds that `close` waits for a function of the caller's to return."
   1000)
 
-(defn- halt [^EventReader r ^Thread user]
-  (.set ^AtomicBoolean (.-halt r) true)
+(defn- wake [^EventReader r ^Thread user]
   (some-> ^Waiter (.-waiter r) .wake)
   (LockSupport/unpark user))
+
+(defn- halt [^EventReader r ^Thread user]
+  (.set ^AtomicBoolean (.-halt r) true)
+  (wake r user))
 
 (defn- await-end
   "Waits until a latch is down, a second is over, or the thread is interrupted."
@@ -160,6 +166,36 @@
       (when-not (identical? this other)
         (await-end (.-ended r))))
     nil))
+
+(defn- check-open [^EventReader r op]
+  (when (closed? r)
+    (throw (closed-error r op))))
+
+(defn request-flush
+  "Ends the wait of the call in progress, or else of the next one.
+
+  That call makes one more pass over what is there, and returns."
+  [^EventReader r]
+  (check-open r :flush!)
+  (.set ^AtomicBoolean (.-flush r) true)
+  (wake r (.get ^AtomicReference (.-user r)))
+  nil)
+
+(defn pause-or-resume
+  "Calls the hook `:pause` or `:resume` of a reader; throws if it has none."
+  [^EventReader r hook op]
+  (check-open r op)
+  (let [f (hook (.-hooks r))]
+    (when-not f
+      (throw (error/error :not-supported (str (described r) " cannot be paused")
+                          {:bpfmap/op op :bpfmap/map (first (.-identities r))
+                           :bpfmap/hint (str "only the buffers of a perf event array belong to "
+                                             "their reader; use a map that the program checks "
+                                             "before it sends")})))
+    (let [changed (f op)]
+      (when (= :closed changed)
+        (throw (closed-error r op)))
+      changed)))
 
 (defn raw?
   "Returns true if events are read in place."
@@ -372,28 +408,56 @@
     (< nanos 1000000) (min (* 2 limit) (long most-events))
     :else limit))
 
+(defn- flushed?
+  "Returns true if a flush was requested, and takes it back.
+
+  The waiter is reset afterwards: a flush that comes in between is seen before the next wait."
+  [^EventReader r]
+  (let [flushed (.getAndSet ^AtomicBoolean (.-flush r) false)]
+    (when flushed
+      (some-> ^Waiter (.-waiter r) .reset))
+    flushed))
+
+(defn- last-pass
+  "Makes a pass over everything that is there now.
+
+  If it ends early, the flush is still due: the next call makes it."
+  ^long [^EventReader r ^Sink sink op]
+  (let [complete (volatile! false)]
+    (try
+      (let [n (pass r sink most-events op)]
+        (vreset! complete (not (.done sink)))
+        n)
+      (finally
+        (when-not @complete
+          (.set ^AtomicBoolean (.-flush r) true))))))
+
 (defn- run
   "Makes passes until the sink is done, the reader is halted, or time is over.
 
   `timeout` is in seconds without an event, `seconds` in all. The limit of a pass follows the time
-  that passes take: the clock is read often if the function is slow, and rarely if it is fast."
+  that passes take: the clock is read often if the function is slow, and rarely if it is fast.
+  A flush makes one pass without a limit the last one. A subscription only looks at once."
   [^EventReader r ^Sink sink {:keys [timeout seconds on-lost]} op]
   (let [begun (System/nanoTime)
         timeout (nanos timeout)
         seconds (nanos seconds)
+        ^AtomicBoolean flush (.-flush r)
         ^AtomicBoolean halt (.-halt r)]
     (loop [last-event begun, started begun, idle 0, limit (long first-limit), lost (lost-of r)]
-      (let [n (pass r sink limit op)
+      (let [flushed (and (flushed? r) (not= :subscribe op))
+            n (if flushed (last-pass r sink op) (pass r sink limit op))
             lost (report-lost r on-lost lost)
             now (System/nanoTime)
             left (min (if seconds (- (long seconds) (- now begun)) Long/MAX_VALUE)
                       (if (and timeout (zero? n))
                         (- (long timeout) (- now last-event))
                         Long/MAX_VALUE))]
-        (when-not (or (.done sink) (.get halt) (not (pos? left)))
+        (when-not (or flushed (.done sink) (.get halt) (not (pos? left)))
           (if (pos? n)
             (recur now now 0 (next-limit limit (- now started)) lost)
-            (do (wait r left idle op)
+            (do (when-not (.get flush)
+                  (wait r left idle op))
                 (recur last-event (System/nanoTime) (inc idle) limit lost))))))))
 
 (defn- run-to-result
@@ -513,10 +577,11 @@
 (defn open
   "Returns a reader over sources, which it owns.
 
-  `options` are the caller's, `extra` has `:padded` if the kernel may lengthen events.
-  `on-close` is called once when all is given back. If this throws, the sources are closed."
+  `options` are the caller's. `:padded` is true if the kernel may lengthen events. `:on-close` is
+  called once when all is given back. `:pause` and `:resume` are functions of the operation, which
+  return true if they changed anything. If this throws, the sources are closed."
   ^EventReader [kind identities sources {:keys [type types raw with-cpu] :as options}
-                {:keys [padded on-close]}]
+                {:keys [padded on-close] :as hooks}]
   (try
     (let [decoder (when-not raw
                     (cond-> (typed/decoder type types padded) with-cpu typed/with-cpu))
@@ -524,9 +589,9 @@
           waiter (when (every? some? fds)
                    (kernel.events/waiter fds {:op kind :map (first identities)}))]
       (EventReader. kind (vec identities) (object-array sources) waiter decoder options
-                    (or on-close (constantly nil))
-                    (AtomicBoolean.) (AtomicBoolean.) (AtomicReference.) (CountDownLatch. 1)
-                    (AtomicReference. {}) (AtomicInteger.)))
+                    (update hooks :on-close #(or % (constantly nil)))
+                    (AtomicBoolean.) (AtomicBoolean.) (AtomicBoolean.) (AtomicReference.)
+                    (CountDownLatch. 1) (AtomicReference. {}) (AtomicInteger.)))
     (catch Throwable e
       (doseq [^EventSource source sources]
         (.close source))

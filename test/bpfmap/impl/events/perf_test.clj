@@ -283,6 +283,51 @@
           (finally
             (fixture/syscall (if (fixture/x86-64?) 3 57) event)))))))
 
+(kernel-test n22-pause
+  (with-array
+    (let [cpu (first (cpus))
+          handle (bpf/clone m)
+          r (events/reader handle {:type numbers :timeout 0.02})]
+      (bpf/close handle)
+      (testing "a paused reader gets what was sent before, and programs get ENOENT"
+        (is (= 0 (send-on cpu p 2)))
+        (is (true? (events/pause! r)))
+        (is (false? (events/pause! r)))
+        (is (= -2 (send-on cpu p 1)))
+        (is (= [] (used-slots p)))
+        (is (= [1 2] (map first (into [] r)))))
+      (testing "then it gets events again"
+        (let [sent (long (n 0))]
+          (is (true? (events/resume! r)))
+          (is (false? (events/resume! r)))
+          (is (= 0 (send-on cpu p 1)))
+          (is (= [(inc sent)] (map first (into [] r))))))
+      (testing "also while another thread waits"
+        (let [got (promise)
+              thread (fixture/thread #(deliver got (events/poll! r 20)))]
+          (events/pause! r)
+          (events/resume! r)
+          (send-on cpu p 1)
+          (is (some? (deref got 10000 nil)))
+          (fixture/join thread)))
+      (testing "it does not take the slots of a reader that came meanwhile, nor empty them"
+        (events/pause! r)
+        (with-open [other (events/reader m {:type numbers :timeout 0.02})]
+          (let [{:keys [message] :bpfmap/keys [error op]} (error-of (events/resume! r))]
+            (is (= [:busy :resume!] [error op]))
+            (is (str/includes? message "has a reader, on CPU")))
+          (.close ^Closeable r)
+          (send-on cpu p 1)
+          (is (= 1 (count (into [] other))))
+          (doseq [f [events/pause! events/resume!]]
+            (is (= :closed (:bpfmap/error (error-of (f r))))))))
+      (is (= [] (used-slots p))))
+    (testing "a peek has no buffers to take out"
+      (with-open [_ (events/reader m)
+                  peek (events/peek m)]
+        (is (re-find #"^The peek of map \d+ \(samples\) cannot be paused: "
+                     (:message (error-of (events/pause! peek)))))))))
+
 (kernel-test slots-are-given-back
   (testing "closing a reader empties its slots, whatever happened to the handle of the map"
     (with-array
@@ -450,6 +495,33 @@
         (with-open [r (events/reader m {:type numbers :timeout 0.02})]
           (send-on cpu p 1)
           (is (= 1 (count (into [] r)))))))))
+
+(kernel-test n18-peek-after-the-owner
+  (testing "events that the owner has read are seen until the kernel may overwrite them"
+    (with-array
+      (let [cpu (first (cpus))
+            other (reader-elsewhere m {:pages 64})]
+        (try
+          (with-open [peek (events/peek m {:type numbers :timeout 0.1})]
+            (send-on cpu p 3)
+            (is (= "3 0" (told other)))
+            (send-on cpu p 1)
+            (is (= [1 2 3 4] (map first (into [] peek))))
+            (is (= {:events 4 :overtaken 0 :missed 0}
+                   (select-keys (events/stats peek) [:events :overtaken :missed])))
+            (testing "which are 64 KiB of 256"
+              (is (= "1 0" (told other)))
+              (send-on cpu p 2048)
+              (is (= "2048 0" (told other)))
+              (is (= (range 5 2053) (map first (into [] peek))))
+              (send-on cpu p 2049)
+              (is (= "2049 0" (told other)))
+              (is (= [] (into [] peek)))
+              (is (= {:overtaken 1 :missed (* 32 2049)}
+                     (select-keys (events/stats peek) [:overtaken :missed])))))
+          (finally
+            (.destroyForcibly other)
+            (.waitFor other)))))))
 
 (kernel-test peek-at-full-speed
   (testing "no event that is looked at is torn, however fast its owner reads"
