@@ -7,6 +7,7 @@
   (:require [bpfmap.impl.host.explore :as explore]
             [bpfmap.impl.host.holders :as holders]
             [bpfmap.impl.host.kernel-btf :as kernel-btf]
+            [bpfmap.impl.host.pressure :as pressure]
             [bpfmap.impl.options :as options]))
 
 (set! *warn-on-reflection* true)
@@ -26,6 +27,27 @@
       (map :name (maps {:brief true})) ;=> (\"counts\" \"flows\")"
   ([] (holders/maps))
   ([options] (holders/maps (options/check :list options))))
+
+(defn pressure
+  "Returns how full the maps of this host are, by ascending id.
+
+  | key            | meaning                                                                   |
+  |----------------|---------------------------------------------------------------------------|
+  | `:id` `:type` `:name` `:max-entries` | as in [[maps]]                                      |
+  | `:entries`     | the number of entries; missing if it could not be counted in time         |
+  | `:full`        | the same in percent of `:max-entries`, to a tenth; missing likewise       |
+
+  Maps without a meaningful number are left out: arrays, all of whose entries always exist, rings,
+  queues and local storages. A map of a type that evicts entries (`:lru-hash`,
+  `:lru-percpu-hash`) stays nearly full. From Linux 6.6, with BTF of the kernel, CAP_BPF and
+  CAP_PERFMON, the kernel counts the entries of all hash maps in one read, which takes a
+  few microseconds for each. Other maps are read, for at most a second in all. Needs what [[maps]]
+  needs, and throws the same errors.
+
+      (filter #(< 90 (:full % 0)) (pressure))
+      ;=> ({:id 12 :type :hash :name \"flows\" :entries 1000 :max-entries 1024 :full 97.7})"
+  []
+  (pressure/pressure))
 
 (defn programs
   "Returns the info of every program on the host, by ascending id.

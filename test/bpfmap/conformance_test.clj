@@ -93,7 +93,7 @@
     (let [{:keys [groups pending]} @conformance/promised
           behaviours (mapcat :behaviours groups)]
       (is (= ["Specs" "Pins" "Elements" "Bulk operations" "Memory" "Events" "Links"
-              "Programs and runs" "Display hints" "Objects" "Lifetime"]
+              "Programs and runs" "Display hints" "Objects" "Lifetime" "Whole host"]
              (map :group groups)))
       (is (= (concat (map #(str "s" %) (range 1 13)) (map #(str "p" %) (range 1 10))
                      (map #(str "e" %) (range 1 12))
@@ -101,7 +101,7 @@
                      (map #(str "n" %) (range 1 21)) (map #(str "k" %) (range 1 11))
                      (map #(str "q" %) (range 1 5))
                      (map #(str "v" %) (range 1 5)) (map #(str "o" %) (range 5 12))
-                     (map #(str "l" %) (range 1 6)))
+                     (map #(str "l" %) (range 1 7)))
              (map first behaviours)))
       (is (set? pending))
       (doseq [[id sentence] behaviours]

@@ -43,7 +43,7 @@
         (is (= [0 ""] [exit err]))
         (is
          (re-find
-          #"(?m)^\| +100 \| +\d+ \| +:hash \| +ex_full \| +200000 \| +200000 \| +\[.*\"java\"" out))
+          #"(?m)^\| +100.0 \| +\d+ \| +:hash \| +ex_full \| +200000 \| +200000 \| +\[.*\"java\"" out))
         (is (not (str/includes? out "ex_array")))))))
 
 (kernel-test address-is-blocked

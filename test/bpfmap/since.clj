@@ -48,6 +48,7 @@
    :iterators-of-cgroups "6.1"
    :callbacks "5.13" ; functions that are passed to helpers, and for_each_map_elem
    :verified-insns "5.16"
+   :counts-of-elements "6.6" ; bpf_map_sum_elem_count
    :sizes-of-logs "5.15" ; logs of less than 128 bytes, or of more than 16 MiB
    :locked-maps-are-not-frozen "6.3"})
 

@@ -1,10 +1,12 @@
 (ns ^:no-doc bpfmap.exec.changing
-  "Implements the commands that change entries: `put`, `delete`, `take` and `freeze`. For a map in
-  use by others they require confirmation, see `bpfmap.exec.confirm`."
+  "Implements the commands that change entries: `put`, `delete`, `take`, `clear` and `freeze`. For a
+  map in use by others they require confirmation, see `bpfmap.exec.confirm`."
   (:require [bpfmap.core :as bpf]
+            [bpfmap.error :as error]
             [bpfmap.exec.arguments :as arguments]
             [bpfmap.exec.confirm :as confirm]
-            [bpfmap.exec.input :as input]))
+            [bpfmap.exec.input :as input]
+            [bpfmap.impl.map-types :as map-types]))
 
 (set! *warn-on-reflection* true)
 
@@ -97,6 +99,63 @@
             v (if pops? (bpf/pop! m ::none) (bpf/take! m key ::none))]
         (when-not (= ::none v)
           (cond-> {:value v} (not pops?) (assoc :key key)))))))
+
+;; --- clear
+
+(defn- check-clearable
+  "Throws `:not-supported` if the entries of a map cannot all be deleted.
+
+  The error has the reason."
+  [m]
+  (let [{:keys [ops]} (input/row-of m)
+        {:keys [id name type value-size] :as info} (bpf/info m)
+        missing (cond
+                  (:pop! ops) nil
+                  (not (:delete! ops)) :delete!
+                  (not (or (:next-key ops) (:reduce ops))) :reduce)]
+    (when missing
+      (throw (error/error :not-supported
+                          (str "Map " (error/id-and-name info) ", " (clojure.core/name type)
+                               ", cannot be cleared")
+                          {:bpfmap/op :clear :bpfmap/map {:id id :name name :type type}
+                           :bpfmap/hint (map-types/alternative type missing value-size)})))))
+
+(def ^:private keys-at-a-time "The number of keys that `clear` deletes in one step." 4096)
+
+(defn- all-keys
+  "Returns the keys of a map to reduce, each once."
+  [m]
+  (let [{:keys [ops]} (input/row-of m)
+        {:keys [type max-entries]} (bpf/spec m)]
+    (if (:reduce ops)
+      (eduction (map key) m)
+      ;; Others may add keys as fast as they are read.
+      (into []
+            (take (map-types/most-keys type max-entries))
+            (take-while some? (iterate #(bpf/next-key m %) (bpf/next-key m)))))))
+
+(defn- delete-all [m]
+  (if (:pop! (ops-of m))
+    (bpf/drain-into! m (fn [n _] (inc (long n))) 0)
+    (transduce (partition-all keys-at-a-time)
+               (completing (fn [n ks] (+ (long n) (long (bpf/delete-all! m ks)))))
+               0 (all-keys m))))
+
+(defn clear
+  "Deletes all entries of a map; returns how many, and how many it has afterwards.
+
+  Entries that others add meanwhile stay. Without `:entries`, the kernel cannot count them.
+
+      (clear {:ref {:name \"flows\"}}) ;=> {:map {:id 12, …}, :deleted 1024, :entries 0}"
+  [options]
+  (with-open [m (input/open options :read-write)]
+    (check-clearable m)
+    (confirm/check m options "Delete all of its entries?")
+    (let [n (delete-all m)]
+      (cond-> {:map (same-map m) :deleted n}
+        (:reduce (ops-of m)) (assoc :entries (bpf/count-entries m))))))
+
+;; --- freeze
 
 (defn freeze
   "Makes a map read-only for user space, permanently.

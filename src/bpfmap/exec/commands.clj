@@ -39,13 +39,17 @@
    {:name "list" :group "Inspect the host"
     :options [:where :sort :limit :columns :count :stream] :rows true
     :doc "List the BPF maps on this host and their owners"
-    :text ["ENTRIES is counted for small maps; --count counts it for all maps. MEMORY is"
-           "the memory that the kernel charges for the map. For ring buffers, MAX is their"
-           "size in bytes, and FILL the bytes in use. HELD BY shows the processes that have"
-           "the map open, USED BY the programs that use it. Conditions and --sort name a"
-           "column by its heading or by its name in --edn: held is any holder, held.command"
-           "the command of a holder. Requires CAP_SYS_ADMIN."]
+    :text ["ENTRIES is counted for small maps; --count counts it for all maps. FULL is the"
+           "percentage of MAX in use, with lru for maps that evict entries. If --where,"
+           "--sort or --columns names FULL, large maps are counted too: hash maps by the"
+           "kernel (Linux 6.6), others for at most a second in all. MEMORY is the memory"
+           "that the kernel charges for the map. For ring buffers, MAX is their size in"
+           "bytes, and FILL the bytes in use. HELD BY shows the processes that have the map"
+           "open, USED BY the programs that use it. Conditions and --sort name a column by"
+           "its heading or by its name in --edn: held is any holder, held.command the"
+           "command of a holder. Requires CAP_SYS_ADMIN."]
     :examples [{}
+               {:where ["full>90"] :sort "-full"}
                {:where ["type=lru-hash" "held.command=agent"] :sort "-memlock"}
                {:columns "id,name,entries,max-entries" :where ["pinned~^/sys/fs/bpf/net"]}]
     :fn 'bpfmap.exec.host/list-maps :view 'bpfmap.exec.views/maps}
@@ -189,6 +193,14 @@
     :text ["For a queue or stack, omit KEY: removes and prints the next value."]
     :examples [{:ref "flows" :key 7} {:ref "jobs"}]
     :fn 'bpfmap.exec.changing/take-entry :view 'bpfmap.exec.views/entry}
+   {:name "clear" :group "Change a map" :args [:ref] :options [:yes]
+    :changes true
+    :doc "Delete all entries of a map"
+    :text ["Entries that others write meanwhile stay; the exit code is 1 if there are any."
+           "A queue or stack loses its values, and a map with slots, such as a prog-array,"
+           "what is in them. An array has no entries that can be deleted."]
+    :examples [{:ref "flows"}]
+    :fn 'bpfmap.exec.changing/clear :view 'bpfmap.exec.views/cleared}
    {:name "create" :group "Change a map" :args [:path]
     :options (into [:type :max-entries :key-size :value-size :flags :name :like :spec] typed)
     :docs {:key-type "Type of the keys" :value-type "Type of the values"}

@@ -44,17 +44,23 @@
   "Returns every map on the host with its owners.
 
   `:skipped` of the metadata has the maps that could not be read. With `:columns`, expensive
-  fields are read only if they are used.
+  fields are read only if they are used. If the options name `:full`, the entries of large maps are
+  counted too.
 
       (list-maps {}) ;=> [{:id 12, :type :hash, :name \"counts\", … :pinned [] :held [{:pid 4711 :command \"agent\"}] :used-by []}]"
   [{:keys [count] :as options}]
-  (let [{:keys [wanted] :as plan} (listing/plan "list" map-info/list-fields options)
+  (let [{:keys [wanted named] :as plan} (listing/plan "list" map-info/list-fields options)
         held? (wanted :held)
         memory? (or (wanted :memlock) (wanted :frozen))
+        counter (when (and (named :full) (not count)) (map-info/counter))
+        count-entries (fn [scanner info]
+                        (if counter
+                          (entries info true #(counter scanner info))
+                          (entries info count #(lifecycle/entry-count scanner info))))
         numbers (fn [scanner info]
                   (cond-> {}
-                    (wanted :entries)
-                    (assoc :entries (entries info count #(lifecycle/entry-count scanner info)))
+                    (or (wanted :entries) (wanted :full))
+                    (map-info/with-entries info (count-entries scanner info) wanted)
                     (and (wanted :fill) (map-info/ring? info))
                     (assoc :fill (map-info/fill info))))
         ;; What this process has open, before it opens the maps for the list.

@@ -24,22 +24,22 @@
     field))
 
 (defn plan
-  "Returns what a list has to read: `{:columns :options :wanted}`.
+  "Returns what a list has to read: `{:columns :options :wanted :named}`.
 
-  `:wanted` is a predicate for the keys that are shown, or that rows are selected by; `:options`
-  are for `bpfmap.exec.query`.
+  `:wanted` is a predicate for the keys that are shown, or that rows are selected by; `:named` is
+  the set of those that the options name; `:options` are for `bpfmap.exec.query`.
 
       ((:wanted (plan \"list\" map-info/list-fields {:columns [[\"id\"]]})) :held) ;=> nil"
   [command row-field {:keys [columns] :as options}]
   (let [columns (mapv #(column command row-field %) columns)
-        options (assoc options :fields row-field)]
+        options (assoc options :fields row-field)
+        named (into (set columns)
+                    (map #(column command row-field [%]))
+                    (query/fields-used options))]
     {:columns columns
      :options options
-     :wanted (if (seq columns)
-               (into (set columns)
-                     (map #(column command row-field [%]))
-                     (query/fields-used options))
-               (constantly true))}))
+     :named named
+     :wanted (if (seq columns) named (constantly true))}))
 
 (defn rows
   "Returns the rows that the options of a plan select, with its columns only.

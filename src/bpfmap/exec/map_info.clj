@@ -4,7 +4,9 @@
             [bpfmap.exec.listing :as listing]
             [bpfmap.impl.events.ring :as ring]
             [bpfmap.impl.host.holders :as holders]
-            [bpfmap.impl.map-types :as map-types])
+            [bpfmap.impl.host.pressure :as pressure]
+            [bpfmap.impl.map-types :as map-types]
+            [bpfmap.impl.map.batch-ops :as batch-ops])
   (:import (clojure.lang ExceptionInfo)))
 
 (set! *warn-on-reflection* true)
@@ -12,8 +14,8 @@
 ;; --- fields
 
 (def ^:private order
-  (listing/order [:id :type :name :key :key-size :value :value-size :max-entries :entries :fill
-                  :memlock :frozen :flags :pinned :held :used-by]))
+  (listing/order [:id :type :name :key :key-size :value :value-size :max-entries :entries :full
+                  :fill :memlock :frozen :flags :pinned :held :used-by]))
 
 (defn ordered
   "Returns a map's information with its keys in the usual order.
@@ -39,6 +41,7 @@
                  ["value-size" number]
                  ["max-entries" number]
                  ["entries" number]
+                 ["full" number]
                  ["fill" number]
                  ["memlock" number]
                  ["frozen" {:kind :boolean}]
@@ -75,6 +78,50 @@
   (try
     (ring/fill info :list)
     (catch ExceptionInfo _ nil)))
+
+;; --- how full
+
+(def ^:private reading-time
+  "Milliseconds for counting entries that the kernel does not count."
+  1000)
+
+(defn with-entries
+  "Adds `:entries` of a map to a row, and `:full` in percent.
+
+  `wanted` is a predicate for these keys. Leaves out `:full` if it has no meaning or the entries
+  are unknown. See `bpfmap.impl.host.pressure`.
+
+      (with-entries {} {:type :hash :max-entries 1024} 1000 #{:full}) ;=> {:full 97.7}"
+  [row info n wanted]
+  (let [full (when (wanted :full) (pressure/full info n))]
+    (cond-> row
+      (wanted :entries) (assoc :entries n)
+      full (assoc :full full))))
+
+(defn counter
+  "Returns a function that counts the entries of maps, if possible.
+
+  It takes a scanner and the info of the map that the scanner has open. It reads the numbers of the kernel at once for all maps, and reads other maps for at most a second
+  altogether."
+  []
+  (let [counts (pressure/kernel-counts)
+        deadline (pressure/deadline reading-time)]
+    (fn [scanner info]
+      (pressure/entries scanner info counts deadline))))
+
+(defn entries-of
+  "Returns the number of entries of an open map; nil if it cannot be counted.
+
+  Reads the map for at most a second.
+
+      (entries-of m) ;=> 1024"
+  [m {:keys [type id]}]
+  (let [{:keys [ops]} (map-types/types type)]
+    (when (contains? ops :reduce)
+      (try
+        (or (batch-ops/count-entries m (pressure/deadline reading-time))
+            (when (pressure/counted-by-kernel? type) (get (pressure/kernel-counts) id)))
+        (catch ExceptionInfo _ nil)))))
 
 ;; --- owners
 

@@ -23,7 +23,9 @@
       (show {:ref {:name \"counts\"}}) ;=> {:id 12, :type :hash, …}"
   [options]
   (let [{:keys [id] :as info} (with-open [m (input/open options :read-only)]
-                                (bpf/info m))]
+                                (let [info (bpf/info m)]
+                                  (map-info/with-entries info info (map-info/entries-of m info)
+                                                         (constantly true))))]
     ;; This process no longer holds the map, because it has closed it.
     (map-info/ordered info (cond-> ((map-info/owners) id)
                              (map-info/ring? info) (assoc :fill (map-info/fill info))))))

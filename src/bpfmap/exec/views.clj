@@ -7,6 +7,7 @@
             [bpfmap.exec.output :as output]
             [bpfmap.exec.program-info :as program-info]
             [bpfmap.impl.edn-text :refer [edn-text]]
+            [bpfmap.impl.map-types :as map-types]
             [bpfmap.type :as type]
             [clojure.string :as str]))
 
@@ -50,6 +51,17 @@
     {:lines [(str (output/element-cell key)
                   (when (some? before) (str "  (was " (output/element-cell before) ")")))]}
     {:lines [] :notes ["no such entry"] :exit 1}))
+
+(defn cleared
+  "Renders a map whose entries were deleted.
+
+  If it has entries again, the exit code is 1."
+  [{:keys [map entries] n :deleted} _options]
+  {:lines [(str (output/plural n "entry" "entries") " of " (map-text map) " deleted")]
+   :notes (when (and entries (pos? (long entries)))
+            [(str "the map has " (output/plural entries "entry" "entries")
+                  ": other users of the map wrote " (if (= 1 entries) "it" "them") " meanwhile")])
+   :exit (if (and entries (pos? (long entries))) 1 0)})
 
 (defn pinned
   "Renders a map and its pin."
@@ -370,6 +382,16 @@
   (for [{:keys [error message] :as skipped} (:skipped (meta found)) :when (not= :not-found error)]
     (str (place skipped) " is omitted: " message)))
 
+(defn- full-text
+  "Returns how full a map is as text.
+
+  An LRU map is marked: it evicts entries before it is full, so that it stays nearly full.
+
+      (full-text {:type :lru-hash :full 97.7}) ;=> \"lru 97.7%\""
+  [{:keys [type full]}]
+  (when full
+    (str (when (:evicts (map-types/types type)) "lru ") (output/format-1dp full) "%")))
+
 (def ^:private map-columns
   "The columns of `list`.
 
@@ -381,6 +403,7 @@
    {:key :value-size :title "VALUE" :of :value-size :rank 4}
    {:key :entries :title "ENTRIES" :of :entries :align :right}
    {:key :max-entries :title "MAX" :of :max-entries}
+   {:key :full :title "FULL" :of full-text :csv :full :align :right}
    {:key :memlock :title "MEMORY" :of #(some-> (:memlock %) output/human-size) :csv :memlock
     :align :right}
    {:key :frozen :title "FROZEN" :of #(when (some? (:frozen %)) (if (:frozen %) "yes" "no"))
@@ -415,12 +438,12 @@
 (defn maps
   "Renders the rows of `list` as a table.
 
-  FROZEN is a column only if a map is frozen, FILL only if a map is a ring. CSV always has all
-  columns."
+  FROZEN is a column only if a map is frozen, FILL only if a map is a ring, FULL only if a map can
+  be full and was counted. CSV always has all columns."
   [maps options]
   (listed maps options
           {:command "list" :fields map-info/list-fields :table map-columns
-           :used (fn [k] (or (not (#{:frozen :fill} k)) (some k maps)))
+           :used (fn [k] (or (not (#{:frozen :fill :full} k)) (some k maps)))
            :none "no maps" :place "map"}))
 
 ;; --- programs and links

@@ -4,7 +4,9 @@
   (:require [bpfmap.cli.calling :refer [edn-of id-of json-of lines-of refused]]
             [bpfmap.core :as bpf]
             [bpfmap.exec :as exec]
+            [bpfmap.exec.views :as views]
             [bpfmap.fixture :as fixture :refer [kernel-test]]
+            [bpfmap.impl.kernel.call :as call]
             [bpfmap.prog :as prog]
             [clojure.string :as str]
             [clojure.test :refer [are is testing]])
@@ -115,6 +117,81 @@
         (bpf/put! m 7 1)
         (is (= ["7  (was 1)"] (lines-of "delete" id "7")))
         (is (nil? (exec/get {:ref id :key 7})))))))
+
+;; --- clear
+
+(kernel-test clear-deletes-all
+  (testing "deletes all entries, and counts what is left, for each type that can"
+    (with-open [inner (a-map {:type :array :key :u32 :value :u64 :max-entries 1})
+                p (prog/load {:type :socket-filter :insns [[:mov64 :r0 0] [:exit]]})]
+      (doseq [[spec entries left]
+              [[{:type :hash :key :u32 :value :u64 :max-entries 9000}
+                (for [i (range 9000)] [i i]) 0]
+               [{:type :percpu-hash :key :u32 :value :u64}
+                [[1 (vec (repeat (count (call/possible-cpus)) 1))]] 0]
+               [{:type :lru-hash :key :u32 :value :u64} [[1 1] [2 2]] 0]
+               [{:type :lpm-trie :key [:prefix :ipv4] :value :u64 :flags #{:no-prealloc}}
+                [["10.0.0.0/8" 1] ["10.1.0.0/16" 1]] 0]
+               [{:type :hash-of-maps :key :u32 :inner-map {:type :array :key :u32 :value :u64
+                                                           :max-entries 1}}
+                [[1 inner] [2 inner]] 0]
+               [{:type :array-of-maps :inner-map {:type :array :key :u32 :value :u64
+                                                  :max-entries 1}}
+                [[1 inner]] 0]
+               [{:type :prog-array} [[1 p]] 0]
+               [{:type :devmap :value :u32} [[1 1]] 0]]]
+        (testing (:type spec)
+          (with-open [m (a-map spec)]
+            (bpf/put-all! m entries)
+            (is (= {:map {:id (id-of m) :name "changing" :type (:type spec)}
+                    :deleted (count entries) :entries left}
+                   (exec/clear {:ref m :yes true})))
+            (is (= 0 (:deleted (exec/clear {:ref m :yes true})))))))
+      (doseq [type [:queue :stack]]
+        (testing type
+          (with-open [m (a-map {:type type :value :u64})]
+            (bpf/push! m 1)
+            (bpf/push! m 2)
+            (is (= {:map {:id (id-of m) :name "changing" :type type} :deleted 2}
+                   (exec/clear {:ref m})))
+            (is (nil? (bpf/peek m)))))))))
+
+(kernel-test clear-refuses
+  (testing "a map whose entries cannot all be deleted is named, with the reason"
+    (doseq [[spec reason]
+            [[{:type :array :value :u64} "every index of an array always exists"]
+             [{:type :percpu-array :value :u64} "every index of an array always exists"]
+             [{:type :bloom-filter :value :u64} "it can only tell whether a value may be in it"]
+             [{:type :ringbuf :max-entries 4096} "it has no entries"]
+             [{:type :task-storage :key :u32 :value :u64 :max-entries 0 :flags #{:no-prealloc}}
+              "the kernel cannot list it"]]]
+      (testing (:type spec)
+        (with-open [m (a-map spec)]
+          (let [[exit line] (refused "clear" (id-of m))]
+            (is (= 1 exit))
+            (is (str/starts-with? line (str "bpfmap: Map " (id-of m) " (changing), "
+                                            (name (:type spec)) ", cannot be cleared: " reason)))))))))
+
+(kernel-test clear-prints-and-asks
+  (testing "prints the number, and asks if others use the map"
+    (with-open [m (a-map {:key :u32 :value :u64 :contents {1 1, 2 2}})]
+      (is (= [(str "2 entries of map " (id-of m) " (changing) deleted")]
+             (lines-of "clear" (id-of m))))
+      (is (= {"map" {"id" (id-of m) "name" "changing" "type" "hash"} "deleted" 0 "entries" 0}
+             (json-of "clear" (id-of m))))
+      (bpf/put! m 1 1)
+      (with-open [_ (prog/load {:type :socket-filter
+                                :insns [[:lddw :r1 m] [:mov64 :r0 0] [:exit]]})]
+        (let [[exit line] (refused "clear" (id-of m))]
+          (is (= 1 exit))
+          (is (str/includes? line "is in use by 1 program")))
+        (is (= 1 (bpf/count-entries m)) "nothing was deleted")
+        (is (= 1 (:deleted (exec/clear {:ref m :yes true}))))))
+    (testing "entries that others wrote meanwhile"
+      (is (= {:lines ["3 entries of map 12 (flows) deleted"]
+              :notes ["the map has 1 entry: other users of the map wrote it meanwhile"]
+              :exit 1}
+             (views/cleared {:map {:id 12 :name "flows"} :deleted 3 :entries 1} {}))))))
 
 (kernel-test negative-numbers
   (testing "a negative number is not parsed as an option"

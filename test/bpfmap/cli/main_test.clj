@@ -49,9 +49,11 @@
       (let [{:keys [exit out err]} (bpfmap "list")
             {:keys [memlock id]} (bpf/info m)]
         (is (= [0 ""] [exit err]))
-        (is (= ["ID" "TYPE" "NAME" "KEY" "VALUE" "ENTRIES" "MAX" "MEMORY"] (take 8 (words out))))
-        (is (= [(str id) "hash" "cli_list" "4" "8" "2" "16" (format "%.1fK" (/ memlock 1024.0))]
-               (take 8 (words (line-with out id)))))
+        (is (= ["ID" "TYPE" "NAME" "KEY" "VALUE" "ENTRIES" "MAX" "FULL" "MEMORY"]
+               (take 9 (words out))))
+        (is (= [(str id) "hash" "cli_list" "4" "8" "2" "16" "12.5%"
+                (format "%.1fK" (/ memlock 1024.0))]
+               (take 9 (words (line-with out id)))))
         (is (= ["FLAGS" "no-prealloc"]
                [(last (words (first (str/split-lines out)))) (last (words (line-with out id)))]))
         (is (apply =
@@ -66,21 +68,21 @@
                                                :max-entries 1
                                                :freeze true})]
       (let [out (:out (bpfmap "list"))]
-        (is (= "FROZEN" (nth (words (first (str/split-lines out))) 8)))
-        (is (= "yes" (nth (words (line-with out (id-of frozen))) 8)))
-        (is (= "no" (nth (words (line-with out (id-of m))) 8)))))))
+        (is (= "FROZEN" (nth (words (first (str/split-lines out))) 9)))
+        (is (= "yes" (nth (words (line-with out (id-of frozen))) 9)))
+        (is (= "no" (nth (words (line-with out (id-of m))) 9)))))))
 
 (kernel-test list-as-data
   (testing "list as data equals the result of bpfmap.host"
     (with-open [m (counts "cli_list")]
       (let [id (id-of m)
             of-id (fn [key maps] (first (filter #(= id (get % key)) maps)))]
-        (is (= (assoc (of-id :id (host/maps)) :entries 2 :pinned [] :held [this-process] :used-by
-                      [])
+        (is (= (assoc (of-id :id (host/maps)) :entries 2 :full 12.5 :pinned []
+                      :held [this-process] :used-by [])
                (of-id :id (edn-of "list"))))
         (is (= {"id" id "type" "hash" "name" "cli_list" "key-size" 4 "value-size" 8 "max-entries" 16
                 "flags" ["no-prealloc"] "frozen" false "memlock" (:memlock (bpf/info m))
-                "entries" 2 "pinned" [] "held" [(update-keys this-process name)] "used-by" []}
+                "entries" 2 "full" 12.5 "pinned" [] "held" [(update-keys this-process name)] "used-by" []}
                (of-id "id" (json-of "list"))))))))
 
 (deftest list-reports-skipped
@@ -240,6 +242,8 @@
                           "value        [:bytes 8]\n"
                           "value-size   8\n"
                           "max-entries  16\n"
+                          "entries      2\n"
+                          "full         12.5\n"
                           "memlock      " memlock "\n"
                           "frozen       no\n"
                           "flags        no-prealloc\n"
@@ -253,12 +257,13 @@
     (with-open [m (counts "cli_show")]
       (let [id (id-of m)
             info (bpf/info m)]
-        (is (= (assoc info :pinned [] :held [this-process] :used-by []) (edn-of "show" id)))
+        (is (= (assoc info :entries 2 :full 12.5 :pinned [] :held [this-process] :used-by [])
+               (edn-of "show" id)))
         (is (= {"id" id "type" "hash" "name" "cli_show" "key" ["bytes" 4] "key-size" 4
                 "value" ["bytes" 8]
                 "value-size" 8 "max-entries" 16 "flags" ["no-prealloc"] "frozen" false
                 "memlock" (:memlock info)
-                "pinned" [] "held" [(update-keys this-process name)] "used-by" []}
+                "entries" 2 "full" 12.5 "pinned" [] "held" [(update-keys this-process name)] "used-by" []}
                (json-of "show" id)))))))
 
 ;; --- dump
@@ -412,7 +417,7 @@
            (as-bpftool-shows ours)))
     (is (= (= 1 (:frozen theirs)) (ours "frozen")))
     (is (= (dissoc ours "key" "value")
-           (dissoc (first (filter #(= id (% "id")) (json-of "list"))) "entries")))
+           (first (filter #(= id (% "id")) (json-of "list")))))
     (is (= (map #(select-keys % [:key :value :values]) (bpftool "map" "dump" "id" id))
            (map as-bpftool-dumps (json-of "dump" id))))
     theirs))

@@ -257,6 +257,14 @@
   [^long acc _ ^long n]
   (+ acc n))
 
+(defn count-step-until
+  "Returns a [[count-step]] that ends with nil at a time of `System/nanoTime`."
+  [^long deadline]
+  (fn [acc _ n]
+    (if (neg? (- (System/nanoTime) deadline))
+      (+ (long acc) (long n))
+      (reduced nil))))
+
 ;; --- writing and deleting many elements
 
 (defn batch-writer

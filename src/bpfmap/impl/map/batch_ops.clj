@@ -184,12 +184,19 @@
       (update-vals all of-value))))
 
 (defn count-entries
-  "Returns the number of entries."
-  [^BpfMap m]
-  (with-error-context [m :count-entries]
-    (if (:every-index (row m))
-      (:max-entries (bpf-map/spec-of m))
-      (bpf-map/fold m :count-entries kernel.element/count-step 0 nil))))
+  "Returns the number of entries.
+
+  With a deadline, a time of `System/nanoTime`, returns nil if counting takes longer."
+  ([^BpfMap m] (count-entries m nil))
+  ([^BpfMap m deadline]
+   (with-error-context [m :count-entries]
+     (if (:every-index (row m))
+       (:max-entries (bpf-map/spec-of m))
+       (bpf-map/fold m :count-entries
+                     (if deadline
+                       (kernel.element/count-step-until deadline)
+                       kernel.element/count-step)
+                     0 nil)))))
 
 ;; --- draining
 

@@ -597,20 +597,21 @@
   "Returns the number of entries of a map; nil if they cannot be read.
 
   Does not read the types, which counting does not need."
-  [fd info]
+  [fd info deadline]
   (try
     (let [spec (spec-of-info info (map-btf/bytes-types info))]
-      (batch-ops/count-entries (make-map fd info spec :read-only nil)))
+      (batch-ops/count-entries (make-map fd info spec :read-only nil) deadline))
     (catch ExceptionInfo _ nil)
     (finally (call/close fd))))
 
 (defn entry-count
   "Returns the number of entries of the map that a scanner has open.
 
-  Returns nil if they cannot be read."
-  [scanner info]
-  (or (kernel.map/count-at-once scanner info)
-      (count-with-handle (kernel.map/take-scanned scanner) info)))
+  Returns nil if they cannot be read, or not until the deadline, a time of `System/nanoTime`."
+  ([scanner info] (entry-count scanner info nil))
+  ([scanner info deadline]
+   (or (kernel.map/count-at-once scanner info)
+       (count-with-handle (kernel.map/take-scanned scanner) info deadline))))
 
 (defn- requested-access
   "Returns the access in the options of `open`.
