@@ -396,7 +396,7 @@
 
 (defn- spec-to-create
   "Returns the spec of a map without what only load understands."
-  [object map-name {:keys [type contents] :as spec}]
+  [object map-name {:keys [type] :as spec}]
   (let [default-name? (= map-name (:name spec map-name))]
     (cond-> (dissoc spec :autoload)
       true (assoc :name (:name spec map-name))
@@ -417,7 +417,7 @@
     (when-not (bpf-map/bpf-map? m)
       (throw (invalid path (str "The map for " map-name " must be an open map, got "
                                 (error/printed m)))))
-    (let [{:keys [name] :as spec} (spec-to-create object map-name (get-in object [:maps map-name]))
+    (let [spec (spec-to-create object map-name (get-in object [:maps map-name]))
           difference (in-path path
                        (select-keys (lifecycle/difference m (dissoc spec :contents :freeze
                                                                     :pinning))
@@ -744,7 +744,7 @@
 
 (defn- load-program
   "Loads a linked program; returns `{:program opened :log text}`."
-  [{:keys [object options undo btf] :as state} name {:keys [code parts relocations callbacks]}]
+  [{:keys [object options undo] :as state} name {:keys [code parts relocations callbacks]}]
   (let [{:keys [type flags] :as program} (get-in object [:programs name])
         code (.order (ByteBuffer/wrap code) (ByteOrder/nativeOrder))
         ctx (assoc state :fds (volatile! []) :poison (volatile! {}) :fd-array (volatile! []))
