@@ -68,23 +68,37 @@
       (distinct (map first (tail/structs (:id (bpf/info m))))))
     (catch Exception _ nil)))
 
+(defn- path-lines
+  "Returns the fields of rows as lines.
+
+  Fields of a key or value are listed without their side too, if that is unambiguous."
+  [row-field]
+  (let [paths (fields/paths row-field)
+        alone (for [path paths
+                    :let [[side & names] (query/path-of path)]
+                    :when (and (seq names) (#{"key" "value"} side))
+                    :let [name (fields/path-text names)]
+                    :when (= (query/path-of path)
+                             (first (fields/find-path row-field (query/path-of name))))]
+                name)]
+    (distinct (concat alone paths))))
+
 (defn- field-lines
   "Returns the fields that a command accepts for a map or file.
 
-  Fields of a key or value are listed without their side too, if that is unambiguous. Returns nil on
-  any error, because TAB must not print one."
+  Returns nil on any error, because TAB must not print one."
   [command source]
   (try
-    (when-let [row-field (some-> (fields-of-map command) (apply [(spec-of source)]))]
-      (let [paths (fields/paths row-field)
-            alone (for [path paths
-                        :let [[side & names] (query/path-of path)]
-                        :when (and (seq names) (#{"key" "value"} side))
-                        :let [name (fields/path-text names)]
-                        :when (= (query/path-of path)
-                                 (first (fields/find-path row-field (query/path-of name))))]
-                    name)]
-        (distinct (concat alone paths))))
+    (some-> (fields-of-map command) (apply [(spec-of source)]) path-lines)
+    (catch Exception _ nil)))
+
+(defn- event-field-lines
+  "Returns the fields that `tail` accepts for a map and a type of its events."
+  [source event-type]
+  (try
+    (with-open [m (input/open {:ref source} :read-only)]
+      (let [info (bpf/info m)]
+        (path-lines (tail/fields-of info (tail/type-of-events info event-type)))))
     (catch Exception _ nil)))
 
 (defn- field-names [command]
@@ -119,7 +133,8 @@
   (let [words #(if (seq %) (str "=" (str/join " " %)) "")
         names (field-names command)
         kind (kind-of command k)]
-    (case (if (and (fields-of-map (:name command)) (#{:column :where :field :hint} kind))
+    (case (if (and (or (fields-of-map (:name command)) (= "tail" (:name command)))
+                   (#{:column :where :field :hint} kind))
             :of-map
             kind)
       :of-map (str "fields-" (name kind))
@@ -196,16 +211,19 @@
 (defn- fields-functions
   "Returns shell functions for the fields of a command's rows.
 
-  One sets a variable to the fields of COMMAND and REF and caches them for five seconds, the other
-  prints them as an option takes them."
+  One sets a variable to the fields of COMMAND, REF and the TYPE of events, and caches them for five
+  seconds; its last argument is what is completed. The other prints them as an option takes them."
   [shell]
   (str "_bpfmap_look_into() {\n"
-       "  local now; now=$(date +%s)\n"
-       "  if [ \"${_bpfmap_into:-}\" != \"$1 $2\" ] || [ $((now - _bpfmap_into_at)) -gt 5 ]; then\n"
+       "  local now of=${3#[\"'\"]}; now=$(date +%s); of=${of%[\"'\"]}\n"
+       "  if [ \"$1\" != tail ] || [ \"$4\" = fields-type ]; then of=\n"
+       "  elif [ -z \"$of\" ]; then _bpfmap_paths= _bpfmap_into=; return; fi\n"
+       "  if [ \"${_bpfmap_into:-}\" != \"$1 $2 $of\" ] || "
+       "[ $((now - _bpfmap_into_at)) -gt 5 ]; then\n"
        "    _bpfmap_paths=\n"
        "    if [ -n \"$2\" ]; then _bpfmap_paths=$(bpfmap completion " shell
-       " \"$1\" \"$2\" 2>/dev/null | " plain-paths "); fi\n"
-       "    _bpfmap_into=\"$1 $2\" _bpfmap_into_at=$now\n"
+       " \"$1\" \"$2\" ${of:+\"$of\"} 2>/dev/null | " plain-paths "); fi\n"
+       "    _bpfmap_into=\"$1 $2 $of\" _bpfmap_into_at=$now\n"
        "  fi\n"
        "}\n"
        "_bpfmap_fields() {\n"
@@ -230,7 +248,7 @@
        (fields-functions "bash")
        "_bpfmap() {\n"
        "  local word=${COMP_WORDS[COMP_CWORD]} before=${COMP_WORDS[COMP_CWORD-1]} command= place=0 "
-       "i what= flags= ref=\n"
+       "i what= flags= ref= of=\n"
        "  COMPREPLY=()\n"
        ;; Bash cuts words at an equals sign.
        "  if [[ $word == = && ${COMP_WORDS[COMP_CWORD-2]:-} == --as ]]; then\n"
@@ -244,6 +262,7 @@
        "  for ((i = 1; i < ${#COMP_WORDS[@]}; i++)); do\n"
        "    if ((i == COMP_CWORD)); then continue; fi\n"
        "    case ${COMP_WORDS[i]} in\n"
+       "      --value-type) ((i++)); of=${COMP_WORDS[i]:-} ;;\n"
        "      " (str/join "|" (taking)) ") ((i++)) ;;\n"
        "      -*) ;;\n"
        "      '') ;;\n"
@@ -276,7 +295,7 @@
        "\"$word\")); return; fi\n"
        "  case $what in\n"
        "    =*) COMPREPLY=($(compgen -W \"${what#=}\" -- \"$word\")) ;;\n"
-       "    fields-*) _bpfmap_look_into \"$command\" \"$ref\"\n"
+       "    fields-*) _bpfmap_look_into \"$command\" \"$ref\" \"$of\" \"$what\"\n"
        "      case $what in fields-where|fields-hint) compopt -o nospace ;; esac\n"
        "      COMPREPLY=($(compgen -W \"$(_bpfmap_fields \"$what\")\" -- \"$word\")) ;;\n"
        "    ref*) case $word in\n"
@@ -316,19 +335,20 @@
        names-function
        (fields-functions "zsh")
        "_bpfmap_of_line() {\n"
-       "  local i ref=\n"
+       "  local i ref= of=\n"
        "  if [[ $1 == *hint* && $PREFIX == *=* ]]; then\n"
        "    compset -P '*='; compadd -- " hint-names "; return\n"
        "  fi\n"
        "  if [[ $1 == hints ]]; then return; fi\n"
        "  for ((i = 2; i <= $#words; i++)); do\n"
        "    case $words[i] in\n"
+       "      (--value-type) ((i++)); of=$words[i] ;;\n"
        "      (" (str/join "|" (taking)) ") ((i++)) ;;\n"
        "      (-*|'') ;;\n"
        "      (*) if [[ -z $ref && $i -ne $CURRENT ]]; then ref=$words[i]; fi ;;\n"
        "    esac\n"
        "  done\n"
-       "  _bpfmap_look_into $command $ref\n"
+       "  _bpfmap_look_into \"$command\" \"$ref\" \"$of\" $1\n"
        "  if [[ $1 == fields-where || $1 == fields-hint ]]; then compadd -S '' -- ${(f)\"$(_bpfmap_fields $1)\"}\n"
        "  else compadd -- ${(f)\"$(_bpfmap_fields $1)\"}; fi\n"
        "}\n"
@@ -392,10 +412,12 @@
        "  printf '%s\\n' $__bpfmap_known\n"
        "end\n"
        "function __bpfmap_words\n"
-       "  set -l command; set -l ref; set -l skip no\n"
+       "  set -l command; set -l ref; set -l of; set -l skip no\n"
        "  for word in (commandline $argv[1])[2..-1]\n"
+       "    if test $skip = type; set of $word; set skip no; continue; end\n"
        "    if test $skip = yes; set skip no; continue; end\n"
        "    switch \"$word\"\n"
+       "      case --value-type; set skip type\n"
        "      case " (str/join " " (taking)) "; set skip yes\n"
        "      case '-*' ''\n"
        "      case '*'\n"
@@ -405,7 +427,7 @@
        "        else if test -z \"$ref\"; set ref $word; end\n"
        "    end\n"
        "  end\n"
-       "  printf '%s\\n' $command $ref\n"
+       "  printf '%s\\n' \"$command\" \"$ref\" \"$of\"\n"
        "end\n"
        "function __bpfmap_is\n"
        "  set -l words (__bpfmap_words -opc)\n"
@@ -420,16 +442,18 @@
        "  end\n"
        "  if test $argv[1] = hints; return; end\n"
        "  set -l words (__bpfmap_words -op)\n"
-       "  set -l command $words[1]; set -l ref $words[2]\n"
+       "  set -l command $words[1]; set -l ref $words[2]; set -l of $words[3]\n"
+       "  if test \"$command\" != tail; or test $argv[1] = fields-type; set of\n"
+       "  else if test -z \"$of\"; return; end\n"
        "  set -l now (date +%s)\n"
-       "  if test \"$__bpfmap_into\" != \"$command $ref\"; or test (math $now - $__bpfmap_into_at) "
+       "  if test \"$__bpfmap_into\" != \"$command $ref $of\"; or test (math $now - $__bpfmap_into_at) "
        "-gt 5\n"
        "    set -g __bpfmap_paths\n"
        "    if test -n \"$ref\"\n"
-       "      set -g __bpfmap_paths (bpfmap completion fish $command $ref 2>/dev/null | "
+       "      set -g __bpfmap_paths (bpfmap completion fish $command $ref $of 2>/dev/null | "
        plain-paths ")\n"
        "    end\n"
-       "    set -g __bpfmap_into \"$command $ref\"\n"
+       "    set -g __bpfmap_into \"$command $ref $of\"\n"
        "    set -g __bpfmap_into_at $now\n"
        "  end\n"
        "  if test (count $__bpfmap_paths) -gt 0\n"
@@ -490,13 +514,14 @@
   "Returns the completion script of a shell.
 
   With a command and a map, returns the fields that the command takes for this map, one per line;
-  with `tail`, the structs for its events. The scripts call that.
+  with `tail`, the fields of events of a type, or the structs for its events. The scripts call that.
 
       (completion {:shell :bash} {})"
-  [{:keys [shell command listed]} _request]
+  [{:keys [shell command listed listed-type]} _request]
   {:as-text true
    :lines (cond
             (nil? command) (script shell)
             (nil? listed) nil
+            (and (= "tail" command) listed-type) (event-field-lines listed listed-type)
             (= "tail" command) (struct-lines listed)
             :else (field-lines command listed))})

@@ -350,13 +350,14 @@
    {:name "repl" :group "Other commands"
     :doc "Start a Clojure REPL with bpfmap loaded"
     :run true}
-   {:name "completion" :group "Other commands" :args [:shell :command :listed]
-    :optional #{:command :listed}
+   {:name "completion" :group "Other commands" :args [:shell :command :listed :listed-type]
+    :optional #{:command :listed :listed-type}
     :doc "Print a completion script for a shell"
     :text ["bash: source <(bpfmap completion bash). zsh: save it as _bpfmap in a directory"
            "of $fpath. fish: save it as bpfmap.fish in ~/.config/fish/completions. With"
            "COMMAND and REF, prints the fields that the rows of this command have for this"
-           "map, or the structs that --value-type of tail can name. The scripts use that."]
+           "map; for tail with TYPE, the fields of the events, and without it, the structs"
+           "that --value-type can name. The scripts use that."]
     :examples [{:shell :bash} {:shell :bash :command "dump" :listed "flows"}]
     :run true}
    {:name "help" :group "Other commands" :args [:command] :optional #{:command}

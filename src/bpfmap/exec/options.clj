@@ -101,6 +101,7 @@
 
    ;; --- this command line
    :shell {:takes "SHELL" :kind :shell :doc "Shell: bash, zsh or fish"}
+   :listed-type {:takes "TYPE" :kind :event-type :doc "Type of the events of the map, for tail"}
    :listed {:takes "REF" :kind :source :doc "Map, or file of a saved map, whose fields are printed"}
    :command {:takes "COMMAND" :kind :text :doc "Name of a command"}})
 

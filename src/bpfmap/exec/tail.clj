@@ -126,7 +126,7 @@
                               "the type as '[struct [pid u32]]'")
                          "there is no such BTF; write the type as '[struct [pid u32]]'"))))))))
 
-(defn- type-of-events
+(defn type-of-events
   "Returns the type for a `:value-type`, which is a type, a name or nil."
   [identity value-type]
   (if (string? value-type) (named identity value-type) value-type))

@@ -177,6 +177,33 @@
                 ["dump" "--where" "by"] #{})))
           (finally (.delete answers)))))))
 
+(kernel-test fields-of-events
+  (testing "shells complete the fields of events of the type on the command line"
+    (with-open [^Closeable m (bpf/create {:name "c_ring" :type :ringbuf :max-entries 4096})]
+      (let [id (str (id-of m))
+            lines #(str/split-lines (:out (bpfmap "completion" % "tail" id
+                                                  "[struct [pid u32] [comm [string 16]]]")))
+            answers (File/createTempFile "bpfmap" ".txt")]
+        (try
+          (is (= ["pid" "comm" "value.pid" "value.comm"] (lines "zsh")))
+          (is (= "" (:out (bpfmap "completion" "bash" "tail" id "no_such_struct"))))
+          (doseq [shell ["bash" "fish"]]
+            (if-not (fixture/executable shell)
+              (fixture/skip! (str "there is no " shell))
+              (binding [*says* (case shell
+                                 "bash" (str "bpfmap() { if [ \"$*\" = 'completion bash tail " id
+                                             " event' ]; then cat " answers "; else return 1; fi; }")
+                                 "fish" (str "function bpfmap; if test \"$argv\" = "
+                                             "'completion fish tail " id " event'; cat " answers
+                                             "; else; return 1; end; end"))]
+                (spit answers (str/join "\n" (conj (lines shell) "")))
+                (are [words found] (= found (apply completed shell words))
+                  ["tail" id "--value-type" "event" "--where" "co"] #{"comm="}
+                  ["tail" "--value-type" "event" id "--as" "pi"] #{"pid="}
+                  ["tail" id "--where" "co"] #{}
+                  ["tail" id "--value-type" "pi"] #{}))))
+          (finally (.delete answers)))))))
+
 (deftest bash-argument-position
   (testing "bash completes by the position of the argument"
     (are [words found] (= found (apply completed "bash" words))
