@@ -134,7 +134,7 @@
   "Opens a reader that takes nothing: it copies records, and follows the ring.
 
   The owner of the ring does not notice. The mappings are read-only, and nothing waits for the
-  ring: it is looked at every 1 to 50 ms. If the producer overwrites a record before
+  ring: it is looked at every 0.05 to 50 ms. If the producer overwrites a record before
   it is copied, the peek skips it and counts it: see [[stats]] for `:overtaken` and `:missed`.
 
   The options are the same as for [[reader]], except `:steal`, `:pages`, `:wakeup-events` and

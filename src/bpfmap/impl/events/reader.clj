@@ -29,12 +29,14 @@
 ;; `user` is the thread whose call uses the reader, or nil; after the end, it is the last user.
 ;; `ended` is down when everything has been given back. `stalls` has the busy record of each source,
 ;; by index: [position nanos-since]. `turn` counts passes: each begins with another source, or the
-;; first one could keep the others waiting.
+;; first one could keep the others waiting. `pace` is of a peek at perf events: `[seen since]`, the
+;; number of events that were seen or missed, and the nanoseconds when a wait first found that number.
 (deftype EventReader [kind identities ^objects sources ^Waiter waiter ^Decoder decoder
                       options hooks
                       ^AtomicBoolean closed ^AtomicBoolean halt ^AtomicBoolean flush
                       ^AtomicReference user
-                      ^CountDownLatch ended ^AtomicReference stalls ^AtomicInteger turn]
+                      ^CountDownLatch ended ^AtomicReference stalls ^AtomicInteger turn
+                      ^AtomicReference pace]
   IReduce
   (reduce [this f]
     (let [result (reduce-events this
@@ -214,6 +216,10 @@
   "The number of looks at a busy record before the reader sleeps."
   64)
 
+(def ^:private longest-pause
+  "The most nanoseconds between two looks of a peek."
+  50000000)
+
 (defn- backoff
   "Returns the nanoseconds of the n-th sleep in a row, from 50 us to `most`."
   ^long [^long n ^long most]
@@ -226,6 +232,26 @@
         (= i (alength sources)) false
         (pred (aget sources i)) true
         :else (recur (inc i))))))
+
+(defn- pause
+  "Returns the nanoseconds until a peek looks again.
+
+  A ring keeps its records for a while. The owner of small perf buffers reads an event at once, and
+  then it can be overwritten. So a peek at these looks often while events come: after a 128th of the
+  time since the last one."
+  ^long [^EventReader r ^long idle]
+  (if-not (:padded (.-hooks r))
+    (backoff (+ 4 idle) longest-pause)
+    (let [^AtomicReference pace (.-pace r)
+          now (System/nanoTime)
+          seen (areduce ^objects (.-sources r) i n 0
+                        (let [^EventSource source (aget ^objects (.-sources r) i)]
+                          (+ n (.events source) (.overtaken source))))
+          [before since] (.get pace)]
+      (if (= seen before)
+        (max 50000 (min (long longest-pause) (quot (- now (long since)) 128)))
+        (do (.set pace [seen now])
+            50000)))))
 
 (declare busy-record)
 
@@ -241,7 +267,7 @@
       (Thread/onSpinWait)
       (do (busy-record r)
           (LockSupport/parkNanos r (min nanos (backoff (- idle (long spins)) 10000000)))))
-    (nil? (.-waiter r)) (LockSupport/parkNanos r (min nanos (backoff (+ 4 idle) 50000000)))
+    (nil? (.-waiter r)) (LockSupport/parkNanos r (min nanos (pause r idle)))
     :else (kernel.events/wait (.-waiter r) (min nanos (long slice-nanos)) (context r op))))
 
 ;; --- handlers
@@ -591,7 +617,8 @@
       (EventReader. kind (vec identities) (object-array sources) waiter decoder options
                     (update hooks :on-close #(or % (constantly nil)))
                     (AtomicBoolean.) (AtomicBoolean.) (AtomicBoolean.) (AtomicReference.)
-                    (CountDownLatch. 1) (AtomicReference. {}) (AtomicInteger.)))
+                    (CountDownLatch. 1) (AtomicReference. {}) (AtomicInteger.)
+                    (AtomicReference. [-1 0])))
     (catch Throwable e
       (doseq [^EventSource source sources]
         (.close source))
