@@ -30,7 +30,7 @@
 ;; `ended` is down when everything has been given back. `stalls` has the busy record of each source,
 ;; by index: [position nanos-since]. `turn` counts passes: each begins with another source, or the
 ;; first one could keep the others waiting. `pace` is of a peek at perf events: `[seen since]`, the
-;; number of events that were seen or missed, and the nanoseconds when a wait first found that number.
+;; number of events that were seen or missed, and the nanoseconds when a wait first found it.
 (deftype EventReader [kind identities ^objects sources ^Waiter waiter ^Decoder decoder
                       options hooks
                       ^AtomicBoolean closed ^AtomicBoolean halt ^AtomicBoolean flush
