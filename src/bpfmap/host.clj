@@ -7,6 +7,7 @@
   (:require [bpfmap.impl.host.explore :as explore]
             [bpfmap.impl.host.holders :as holders]
             [bpfmap.impl.host.kernel-btf :as kernel-btf]
+            [bpfmap.impl.host.local-storage :as local-storage]
             [bpfmap.impl.host.pressure :as pressure]
             [bpfmap.impl.options :as options]))
 
@@ -48,6 +49,27 @@
       ;=> ({:id 12 :type :hash :name \"flows\" :entries 1000 :max-entries 1024 :full 97.7})"
   []
   (pressure/pressure))
+
+(defn local-storage
+  "Returns all entries of an open local storage: a vector of `[key value]`.
+
+  The kernel has no command to list the values that programs attach to objects. A BPF program, run
+  for each object, reads them here. The key is a number:
+
+  | type            | key                                           | needs      |
+  |-----------------|-----------------------------------------------|------------|
+  | `:task-storage` | the id of the thread; of a process's first thread, its pid | Linux 5.11 |
+  | `:cgrp-storage` | the id of the cgroup, as in `/sys/fs/cgroup` (inode number) | Linux 6.2  |
+  | `:sk-storage`   | the cookie of the socket                      | Linux 5.12 |
+
+  Thread ids are those of the initial pid namespace. Objects that begin or end during the call are
+  read or not. Throws `:invalid-value` for other maps, `:closed`, `:not-supported` without the
+  iterator or BTF of the kernel, `:permission` without CAP_BPF and CAP_PERFMON, and
+  `:program-rejected` for values with fields that programs must not copy, such as spin locks.
+
+      (into {} (local-storage m)) ;=> {4711 {:started 12}}"
+  [m]
+  (local-storage/entries m))
 
 (defn programs
   "Returns the info of every program on the host, by ascending id.

@@ -342,7 +342,7 @@
 
       (into [] (records l [:struct [:id :u32] [:entries :u32]])) ;=> [{:id 12 :entries 1024}]"
   ^Output [link type]
-  (output/records link (iterator-descriptor link :records) type))
+  (output/records link (iterator-descriptor link :records) type nil))
 
 (defn close
   "Closes a link.

@@ -101,7 +101,7 @@
                      (map #(str "n" %) (range 1 21)) (map #(str "k" %) (range 1 11))
                      (map #(str "q" %) (range 1 5))
                      (map #(str "v" %) (range 1 5)) (map #(str "o" %) (range 5 12))
-                     (map #(str "l" %) (range 1 7)))
+                     (map #(str "l" %) (range 1 8)))
              (map first behaviours)))
       (is (set? pending))
       (doseq [[id sentence] behaviours]

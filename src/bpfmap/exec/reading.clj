@@ -84,6 +84,16 @@
     (int? cpus) (assoc :cpu cpus)
     lock (assoc :lock true)))
 
+(def ^:private listed-by-iterator
+  "Types of local storages that `bpfmap.host/local-storage` reads."
+  #{:task-storage :cgrp-storage :sk-storage})
+
+(defn- check-dumpable
+  "Does the same as `input/check-dumpable`, but accepts local storages."
+  [m options]
+  (when-not (listed-by-iterator (:type (bpf/spec m)))
+    (input/check-dumpable m options)))
+
 (defn- entries
   "Returns the entries of an open map as rows to reduce: `{:key :value}`.
 
@@ -94,8 +104,15 @@
   (let [{:keys [ops per-cpu]} (input/row-of m)
         of-value (if per-cpu (input/combiner cpus) identity)
         read-options (read-options options)]
-    (if (and keys (:next-key ops) (not (:reduce ops)))
+    (cond
+      (and keys (:next-key ops) (not (:reduce ops)))
       (next-keys m)
+
+      (listed-by-iterator (:type (bpf/spec m)))
+      (mapv (fn [[k v]] {:key k :value v})
+            ((requiring-resolve 'bpfmap.impl.host.local-storage/entries) m))
+
+      :else
       (eduction (map (fn [[k v]] {:key k :value (of-value v)}))
                 (progress/counting "entries")
                 (if read-options (bpf/entries m read-options) m)))))
@@ -155,13 +172,13 @@
     (stream-of
      (fn [told f init]
        (with-open [m (input/open options :read-only)]
-         (input/check-dumpable m options)
+         (check-dumpable m options)
          (let [shower (shown/shower options (bpf/spec m) m)]
            (reset! told (about m options shower))
            (transduce (comp (query/selecting (with-fields m options)) (requested options shower))
                       (completing f) init (entries m options))))))
     (with-open [m (input/open options :read-only)]
-      (input/check-dumpable m options)
+      (check-dumpable m options)
       (let [shower (shown/shower options (bpf/spec m) m)]
         (with-meta (into [] (requested options shower)
                          (query/rows (with-fields m options) (entries m options)))

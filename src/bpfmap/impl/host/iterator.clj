@@ -110,16 +110,17 @@
 (defn reduce-records
   "Reduces the records that a program writes for each object of a kind.
 
-  `target` has further keys of a target, see `bpfmap.link/targets`. Nothing stays loaded. Throws
-  `:not-supported` if the kernel has no such iterator, and the errors of loading and attaching."
-  [{:keys [kind insns target type]} f init]
+  `target` has further keys of a target, see `bpfmap.link/targets`, and `types` maps names in the
+  type of a record to types. Nothing stays loaded. Throws `:not-supported` if the kernel has no such
+  iterator, and the errors of loading and attaching."
+  [{:keys [kind insns target type types]} f init]
   (let [function (str "bpf_iter_" kind)
         id (or (function-id function)
                (throw (error/error :not-supported (str "The kernel has no iterator " kind)
                                    {:bpfmap/hint (str "its BTF has no function " function)})))]
     (with-open [^Closeable p (load-program id (whole-program insns))
                 ^Closeable l (attach/attach p (assoc target :iter kind) nil)]
-      (reduce f init (output/records l (link/descriptor l :records) type)))))
+      (reduce f init (output/records l (link/descriptor l :records) type types)))))
 
 ;; --- entries of maps
 

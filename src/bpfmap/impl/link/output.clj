@@ -81,9 +81,11 @@
                 :bpfmap/hint (str n " bytes are left over at the end of its output")}))
 
 (defn records
-  "Returns the reducible of the records of an iterator, decoded."
-  ^Output [link fd type]
-  (let [^Codec codec (codec/codec type)
+  "Returns the reducible of the records of an iterator, decoded.
+
+  `types` maps names in the type to types."
+  ^Output [link fd type types]
+  (let [^Codec codec (codec/codec type types [])
         size (.size codec)]
     (Output. "records" link
              (fn [f init]
