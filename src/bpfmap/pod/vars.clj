@@ -34,7 +34,7 @@
             put-all! delete-all! lookup-all entries snapshot count-entries drain!
             spec-diff compatible? ->bytes]}
     {:name pod.bpfmap.host :of bpfmap.host
-     :vars [maps programs links pins holders programs-using]}
+     :vars [maps pressure local-storage programs links pins holders programs-using]}
     {:name pod.bpfmap.feature :of bpfmap.feature
      :vars [map-type map-flag operation element-flag conditional-write program-type helper report
             possible-cpus]}
@@ -47,8 +47,8 @@
     {:name pod.bpfmap.type :of bpfmap.type
      :vars [check problem size align offsets summary]}
     {:name pod.bpfmap.exec :of bpfmap.exec
-     :vars [list show tree features types dump get watch tail diff hist put delete take create pin
-            unpin freeze save restore demo
+     :vars [list show tree features types dump get watch tail diff hist put delete take clear create
+            pin unpin freeze save restore demo
             inspect run prog-list prog-show prog-dump prog-top link-list link-show link-detach]}])
 
 (def left-out
