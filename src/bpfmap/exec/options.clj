@@ -49,7 +49,7 @@
    :columns {:takes "NAMES" :kind :columns :doc "Columns to print, separated by commas"}
    :count {:kind :flag :doc "Count the entries of large maps too"}
    :as {:takes "FIELD=HINT" :kind :hint :many true
-        :doc "Display hint of a field, such as src=ipv4; can be repeated"}
+        :doc "Hint for a field, such as src=ipv4; can be repeated"}
    :hints {:takes "FILE" :kind :path :doc "File with hints by map and field, as EDN"}
    :template {:kind :flag :doc "Print a file for --hints instead"}
    :keys {:kind :flag :doc "Print only the keys"}

@@ -289,7 +289,9 @@
                   :let [words (concat [name] (for [k args]
                                                (case k
                                                  (:ref :old) (str (id-of m))
-                                                 :file "/tmp/none.edn"
+                                                 :file (if (= "run" name)
+                                                         "test/objects/calls-el.o"
+                                                         "/tmp/none.edn")
                                                  :path (str pin "x")
                                                  "1"))
                                       (case name
