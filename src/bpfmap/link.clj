@@ -242,7 +242,7 @@
 (defn- update-error
   "Returns the exception for a link and a program whose update was refused."
   ^Throwable [link fd program-type outcome]
-  (let [ctx {:op :update!}
+  (let [ctx {:op :update! :object :link}
         errno (errno/errno-name (- (long outcome)))
         [error hint] (update-refusal errno (kernel.link/info fd ctx) program-type)]
     (if error
@@ -289,7 +289,8 @@
 
       (detach! (open {:link-id 12}))"
   [link]
-  (kernel.link/detach (link/descriptor (check-link link :detach!) :detach!) {:op :detach!})
+  (kernel.link/detach (link/descriptor (check-link link :detach!) :detach!)
+                      {:op :detach! :object :link})
   link)
 
 (defn pin!
@@ -306,14 +307,14 @@
   [link path]
   (let [fd (link/descriptor (check-link link :pin!) :pin!)
         path (call/path-text path :pin!)]
-    (call/pin fd path {:op :pin! :path path})
+    (call/pin fd path {:op :pin! :path path :object :link})
     link))
 
 ;; --- iterators
 
 (defn- iterator-descriptor [link op]
   (let [fd (link/descriptor (check-link link op) op)
-        {:keys [type]} (kernel.link/info fd {:op op})]
+        {:keys [type]} (kernel.link/info fd {:op op :object :link})]
     (when-not (= :iter type)
       (throw (error/error :invalid-value (str "The link must be of an iterator, got one of type "
                                               type)

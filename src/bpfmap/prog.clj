@@ -235,7 +235,7 @@
   [program]
   (let [fd (descriptor program :info)]
     (if (instance? Program program)
-      (prog/info fd {:op :info})
+      (prog/info fd {:op :info :object :program})
       (link/info program))))
 
 (defn pin!
@@ -252,7 +252,7 @@
   [program path]
   (let [fd (descriptor program :pin!)
         path (call/path-text path :pin!)]
-    (call/pin fd path {:op :pin! :path path})
+    (call/pin fd path {:op :pin! :path path :object :program})
     program))
 
 ;; --- what a program does

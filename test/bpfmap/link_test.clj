@@ -91,6 +91,10 @@
       "uretprobe/libc.so.6:malloc+8" "libc.so.6:malloc+8"
       {:uprobe "libc.so.6" :symbol "malloc" :offset 8 :return true}
       "uprobe//bin/bash:0x4000" "/bin/bash:0x4000" {:uprobe "/bin/bash" :offset 0x4000}
+      "kprobe/f+99999999999999999999" "f+99999999999999999999"
+      {:kprobe "f" :offset Long/MAX_VALUE}
+      "uprobe/libc:0xffffffffffffffffff" "libc:0xffffffffffffffffff"
+      {:uprobe "libc" :offset Long/MAX_VALUE}
       "uprobe.multi.s/libc:mem*" "libc:mem*" {:uprobe-multi "libc" :symbols "mem*"}
       "tp/sched/sched_switch" "sched/sched_switch" {:tracepoint "sched/sched_switch"}
       "raw_tp/sys_enter" "sys_enter" {:raw-tracepoint "sys_enter"}
@@ -716,6 +720,29 @@
            (is (= :closed (:bpfmap/error (error-of (f)))))))))))
 
 ;; --- iterators
+
+(kernel-test k7-values-without-sense
+  (testing "values that no kernel can have are refused as any others are"
+    (with-open [probe (loaded :kprobe [[:mov64 :r0 0] [:exit]])
+                p (links/iterator "task" [[:mov64 :r0 0] [:exit]])
+                l (link/attach p {:iter "task"})
+                gone (link/attach p {:iter "task"})]
+      (link/close gone)
+      (are [words x] (let [{:keys [message] :bpfmap/keys [error]} (error-of x)]
+                       (and (is (#{:invalid-value :closed} error))
+                            (is (str/includes? message words))))
+        "The end of an offset must be at most 9223372036854775807"
+        (link/attach probe {:uprobe "libc" :symbol "malloc" :offset Long/MAX_VALUE})
+        "A path must not have half a character" (link/attach probe {:uprobe "\ud800" :symbol "f"})
+        "must have an :attach-type here, got {:cgroup \"/tmp\", :attach-type :cgroup-devise}"
+        (link/attached {:cgroup "/tmp" :attach-type :cgroup-devise})
+        "did you mean :cgroup-device?"
+        (link/attached {:cgroup "/tmp" :attach-type :cgroup-devise})
+        "The type of a record must have at least one byte, got [:array :u32 0]"
+        (link/records l [:array :u32 0])
+        "The link is closed" (link/info gone)
+        "The link is closed" (link/detach! gone)
+        "The link is closed" (link/pin! gone "/sys/fs/bpf/gone")))))
 
 (kernel-test k6-lines-of-iterators
   (testing "reduces what an iterator prints, each time anew"

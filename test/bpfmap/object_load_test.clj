@@ -29,6 +29,7 @@
   (if (= ByteOrder/BIG_ENDIAN (ByteOrder/nativeOrder)) "eb" "el"))
 
 (def ^:private packets (delay (read-object "packets" native)))
+(def ^:private newer (delay (read-object "newer" native)))
 (def ^:private rejected (delay (read-object "rejected" native)))
 
 (def ^:private flows
@@ -410,6 +411,42 @@
       (assoc-in @packets [:programs "count" :attach-type] :xpd)
       [:programs "count" :flags] "must be :sleepable or :xdp-has-frags, got :sleepy"
       (assoc-in @packets [:programs "count" :flags] #{:sleepy})
+      [:programs "count" :flags] ":flags of count must be a set, got 7"
+      (assoc-in @packets [:programs "count" :flags] 7)
+      [:programs "count" :flags] "must be :sleepable or :xdp-has-frags, got nil"
+      (assoc-in @packets [:programs "count" :flags] [nil])
+      [:programs "count" :tags] ":tags of count must be a vector, got 7"
+      (assoc-in @packets [:programs "count" :tags] 7)
+      [:programs "count" :section] ":section of count must be a string, got :xdp"
+      (assoc-in @packets [:programs "count" :section] :xdp)
+      [:programs "count" :target] ":target of count must be a string, got 7"
+      (assoc-in @packets [:programs "count" :target] 7)
+      [:programs "count" :lines] ":lines of count must be a vector of maps, each with the number"
+      (assoc-in @packets [:programs "count" :lines] 7)
+      [:programs "count" :lines] "of a slot as its :slot, got [{:slot 4294967296}]"
+      (assoc-in @packets [:programs "count" :lines] [{:slot 0x100000000}])
+      [:programs "count" :core] "of a slot as its :slot, got [{}]"
+      (assoc-in @packets [:programs "count" :core] [{}])
+      [:programs "count" :btf-id] "must be an integer from 0 to 2147483647, got -1"
+      (assoc-in @packets [:programs "count" :btf-id] -1)
+      [:variables "packets" :size] "must be an integer from 0 to 2147483647, got \"8\""
+      (assoc-in @packets [:variables "packets" :size] "8")
+      [:variables "packets" :section] ":section of packets must be a string, got nil"
+      (assoc-in @packets [:variables "packets" :section] nil)
+      [:variables "packets"] "must lie in its section of 8 bytes, got 8 bytes at offset 4096"
+      (update-in @packets [:variables "packets"] assoc :offset 4096 :value nil)
+      [:variables "packets" :type] "The type of packets must have at most 8 bytes, got 16"
+      (update-in @packets [:variables "packets"] assoc :type [:bytes 16] :value nil)
+      [:variables "packets" :type] "a type must be a keyword such as :u32"
+      (update-in @packets [:variables "packets"] assoc :type 7 :value nil)
+      [:maps ".bss" :contents] ":contents of .bss must be {0 value}, got 7"
+      (assoc-in @packets [:maps ".bss" :contents] 7)
+      [:maps ".bss" :type] "section must be of type :array or :percpu-array, got :hash"
+      (update-in @packets [:maps ".bss"] #(-> % (assoc :type :hash) (dissoc :flags)))
+      [:byte-order] ":byte-order must be :little-endian or :big-endian, got 7"
+      (assoc @packets :byte-order 7)
+      [:programs "count" :slot 0] "The name of a ksym must be a string, got nil"
+      (assoc-in @packets [:programs "count" :insns] [[:lddw :r1 {:ksym nil}] [:exit]])
       [:programs "count" :insns 0] "unknown instruction :mov; did you mean"
       (assoc-in @packets [:programs "count" :insns] [[:mov :r0 1] [:exit]])
       [:programs "count" :insns] "must be functions of the object, got a label"
@@ -431,6 +468,20 @@
       (assoc-in @packets [:programs "count" :insns] [[:lddw :r1 "sizes"] [:exit]])
       [:maps "rows" :contents 0] "The object has no map \"fist\": did you mean first?"
       (assoc-in @flows [:maps "rows" :contents 0 :map] "fist"))
+    (testing "of struct_ops maps and arenas"
+      (are [path words f]
+           (let [{:keys [message] found :bpfmap/path} (error-of (object/load (f @newer)))]
+             (and (is (= path found)) (is (str/includes? (str message) words))))
+        [:maps "own_cc" :contents] "must be {0 {member value …}}, got {0 7}"
+        #(assoc-in % [:maps "own_cc" :contents] {0 7})
+        [:variables "in_arena" :offset] "must be an integer from 0 to 2147483647, got nil"
+        #(assoc-in % [:variables "in_arena" :offset] nil)))
+    (testing "an arena without an address gets one"
+      (with-open [x (object/load (assoc-in @newer [:maps "arena" :map-extra] nil))]
+        (is (get-in x [:variables "in_arena"]))))
+    (testing "no license is the empty license"
+      (with-open [x (object/load (assoc @packets :license nil))]
+        (is (= 2 (run x "count")))))
     (testing "more functions than the kernel takes"
       (let [o (reduce (fn [o i]
                         (assoc-in o [:functions (str "f" i)]
@@ -456,6 +507,9 @@
       {:attach-to {"cuont" 1}}
       [:attach-to "count"] "The target must be an open program, got 1" {:attach-to {"count" 1}}
       [:kernel-btf] "a BTF blob" {:kernel-btf "vmlinux"})
+    (with-open [x (object/load @packets)]
+      (is (str/includes? (:message (error-of (object/load @packets {:attach-to (:programs x)})))
+                         "must be of type :ext or :tracing and have a :target, got type :xdp")))
     (with-open [m (bpf/create {:type :hash :key :u32 :value :u32 :max-entries 1})]
       (let [{:keys [message] :bpfmap/keys [error diff]}
             (error-of (object/load @packets {:maps {"sizes" m}}))]

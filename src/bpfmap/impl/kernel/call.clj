@@ -123,8 +123,11 @@
                         (update-vals ctx force)
                         (update-vals (select-keys ctx [:path :from]) paths/printable))))
 
-(defn- closed [{:keys [op map]}]
-  (error/error :closed (str (if map (str "Map " (error/id-and-name map)) "It") " is closed")
+(defn- closed [{:keys [op map object]}]
+  (error/error :closed (str (if map
+                              (str "Map " (error/id-and-name map))
+                              (str "The " (if object (name object) "object")))
+                            " is closed")
                {:bpfmap/op op
                 :bpfmap/map map
                 :bpfmap/hint "it was closed before or during this call; open it again"}))

@@ -515,12 +515,15 @@
       (case kind
         (:tcx :netkit) (query (interface-index (:interface target) ctx)
                               (get-in row [:attach-types (kind target)]))
-        :cgroup (opened (:cgroup target) ctx
-                        #(query % (or (:attach-type target)
-                                      (throw (targets/invalid
-                                              [:attach-type]
-                                              (str "A target :cgroup must have an "
-                                                   ":attach-type here, got " (error/printed target)) nil)))))
+        :cgroup (let [attach-type (:attach-type target)]
+                  (when-not (attach-number attach-type)
+                    (throw (targets/invalid [:attach-type]
+                                            (str "A target :cgroup must have an :attach-type here, "
+                                                 "got " (error/printed target))
+                                            (nearest/suggestion
+                                             attach-type (sort (mapcat val (:programs row)))
+                                             "bpfmap.prog/attach-types for all names"))))
+                  (opened (:cgroup target) ctx #(query % attach-type)))
         (throw (error/error :not-supported (str "The kernel has no list of programs for " kind)
                             {:bpfmap/op :attached
                              :bpfmap/hint "it has one for :tcx, :netkit and :cgroup"})))

@@ -13,7 +13,7 @@
            (java.io IOException)
            (java.nio ByteBuffer)
            (java.nio.channels FileChannel)
-           (java.nio.file Files LinkOption OpenOption Path StandardOpenOption)
+           (java.nio.file OpenOption Path StandardOpenOption)
            (java.util Arrays)))
 
 (set! *warn-on-reflection* true)
@@ -129,7 +129,7 @@
            ["/lib64" "/usr/lib64" "/lib" "/usr/lib"])))
 
 (defn- file? [path]
-  (Files/isRegularFile (Path/of path (make-array String 0)) (make-array LinkOption 0)))
+  (= :file (paths/type-of path true)))
 
 (defn executable
   "Returns the path of a program or shared library, given by path or name.
@@ -146,7 +146,8 @@
                                  (if (keyword? file-type) " is not a file" " does not exist"))
                             {:bpfmap/op op :bpfmap/file path})))
       path)
-    (let [library? (or (str/includes? file ".so") (str/starts-with? file "lib"))
+    (let [file (call/path-text file op)
+          library? (or (str/includes? file ".so") (str/starts-with? file "lib"))
           ;; The name without a version is often a script for the linker.
           names (if (and library? (not (str/includes? file ".so")))
                   (let [fits? (targets/glob (str file ".so.*"))]
@@ -230,7 +231,14 @@
 
   `plus` is added to each."
   [path functions plus ctx]
-  (let [at #(+ (long %) (long plus))]
+  (let [at (fn [offset]
+             (let [sum (+' offset plus)]
+               (when (< Long/MAX_VALUE sum)
+                 (throw (targets/invalid [:offset]
+                                         (str "The end of an offset must be at most "
+                                              Long/MAX_VALUE ", got " sum)
+                                         nil)))
+               sum))]
     (cond
       (and (sequential? functions) (every? int? functions))
       (mapv at functions)

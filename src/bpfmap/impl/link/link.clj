@@ -91,7 +91,7 @@
   "Returns the kernel's data about a link.
 
   With `:ids` if there is a link of the kernel for each CPU."
-  ([link] (info link {:op :info}))
+  ([link] (info link {:op :info :object :link}))
   ([link ctx]
    (let [fds (descriptors link (:op ctx))
          infos (mapv #(kernel.link/info % ctx) fds)]

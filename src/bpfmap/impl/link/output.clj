@@ -66,7 +66,7 @@
                           (let [acc (lines-of-chunk f acc partial-line chunk)]
                             ;; Twice: the outer one ends the reading.
                             (if (reduced? acc) (reduced acc) acc)))
-                        init {:op :lines})]
+                        init {:op :lines :object :link})]
                (cond
                  (reduced? acc) @acc
                  (pos? (.size partial-line))
@@ -87,6 +87,11 @@
   ^Output [link fd type types]
   (let [^Codec codec (codec/codec type types [])
         size (.size codec)]
+    (when (zero? size)
+      (throw (error/error :invalid-value
+                          (str "The type of a record must have at least one byte, got "
+                               (error/printed type))
+                          {:bpfmap/op :records})))
     (Output. "records" link
              (fn [f init]
                (let [part (ByteArrayOutputStream.)
@@ -107,7 +112,7 @@
                                     (if (reduced? acc)
                                       (reduced acc)
                                       (recur acc (inc i))))))))
-                          init {:op :records})]
+                          init {:op :records :object :link})]
                  (cond
                    (reduced? acc) @acc
                    (pos? (.size part)) (throw (cut-error (.size part) size))

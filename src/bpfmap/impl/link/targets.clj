@@ -193,7 +193,9 @@
     :programs {:kprobe [:trace-kprobe-multi :trace-kprobe-session]}
     :since "5.18" :config "CONFIG_FPROBE" :cookie "5.18"
     :sections {"kprobe.multi" {} "kretprobe.multi" {:return true} "kprobe.session" {:session true}}
-    :refusals {:EOPNOTSUPP [:not-supported "this kernel is built without CONFIG_FPROBE"]}}
+    :refusals {:EOPNOTSUPP [:not-supported "this kernel is built without CONFIG_FPROBE"]
+               :EINVAL [:invalid-value (str "the program must be loaded with :expected-attach-type "
+                                            ":trace-kprobe-multi, or :trace-kprobe-session")]}}
 
    :uprobe
    {:value text :form :perf-event
@@ -219,6 +221,10 @@
                "uretprobe.multi" {:return true} "uretprobe.multi.s" {:return true}
                "uprobe.session" {:session true} "uprobe.session.s" {:session true}}
     :refusals {:ESRCH [:not-found "the process of :pid does not exist"]
+               :EINVAL [:invalid-value
+                        (str "the program must be loaded with :expected-attach-type "
+                             ":trace-uprobe-multi or :trace-uprobe-session, and every offset must "
+                             "be that of an instruction")]
                :EBADF [:invalid-value "the path must name a file that can be executed or mapped"]}}
 
    :perf-event
@@ -232,6 +238,8 @@
                :EOPNOTSUPP [:not-supported (str "this machine does not count that event; virtual "
                                                 "machines often have no hardware counters")]
                :ENODEV [:not-found "the CPU of :cpu is not online"]
+               :EINVAL [:invalid-value (str "this machine must have the CPU of :cpu, and the event "
+                                            "must count with that :period or :frequency")]
                :ESRCH [:not-found "the process of :pid does not exist"]}}
 
    :tp-btf
@@ -488,19 +496,27 @@
           (when-let [at (str/last-index-of text "/")]
             (recur (subs text 0 at)))))))
 
+(defn- decoded
+  "Returns an offset in the name of a section as a number.
+
+  An offset that is too large becomes the largest one, which no function has."
+  [text]
+  (try (Long/decode text)
+       (catch NumberFormatException _ Long/MAX_VALUE)))
+
 (defn- parsed
   "Returns the target that a kind's text stands for, or nil."
   [kind text]
   (case kind
     (:kprobe) (let [[_ function plus] (re-matches #"([^+]+)(?:\+(0x[0-9a-fA-F]+|\d+))?" text)]
                 (cond-> {kind function}
-                  plus (assoc :offset (Long/decode plus))))
+                  plus (assoc :offset (decoded plus))))
     :uprobe (let [[_ path symbol plus] (re-matches #"(.+):([^:+]+)(?:\+(0x[0-9a-fA-F]+|\d+))?" text)]
               (when path
                 (cond-> {kind path}
-                  (re-matches #"0x[0-9a-fA-F]+" symbol) (assoc :offset (Long/decode symbol))
+                  (re-matches #"0x[0-9a-fA-F]+" symbol) (assoc :offset (decoded symbol))
                   (not (re-matches #"0x[0-9a-fA-F]+" symbol)) (assoc :symbol symbol)
-                  plus (assoc :offset (Long/decode plus)))))
+                  plus (assoc :offset (decoded plus)))))
     :uprobe-multi (let [[_ path symbols] (re-matches #"(.+):([^:]+)" text)]
                     (when path {kind path :symbols symbols}))
     {kind text}))

@@ -34,9 +34,10 @@
   "Returns the [[Mapping]] of an open map; nil for a type without memory to map."
   ^Mapping [fd {:keys [type] :as identity} spec access]
   (when (= :mmapable (:mmap (map-types/types type)))
-    (Mapping. fd identity spec access
-              (AtomicReference.) (AtomicReference.) (AtomicBoolean.) (AtomicBoolean.)
-              (AtomicLong. (.longValue ^Number (:map-extra spec 0))))))
+    (let [^Number address (or (:map-extra spec) 0)]
+      (Mapping. fd identity spec access
+                (AtomicReference.) (AtomicReference.) (AtomicBoolean.) (AtomicBoolean.)
+                (AtomicLong. (.longValue address))))))
 
 (defn refusal
   "Returns why the memory of a map cannot be mapped, as `[kind hint]`, or nil."

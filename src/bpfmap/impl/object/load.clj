@@ -68,8 +68,32 @@
 
 ;; ---------------------------------------------------------------- what is to be loaded
 
+(defn- records-with-slots? [x]
+  (and (sequential? x)
+       (every? #(and (map? %) (int? (:slot %)) (<= 0 (long (:slot %)) Integer/MAX_VALUE)) x)))
+
+(def ^:private forms
+  "Keys of parts, by part: `[valid? constraint]`.
+
+  Instructions, specs and values are checked where they are encoded."
+  (let [text [#(or (nil? %) (string? %)) "a string"]
+        records [#(or (nil? %) (records-with-slots? %))
+                 "a vector of maps, each with the number of a slot as its :slot"]
+        number [#(and (int? %) (<= 0 (long %) Integer/MAX_VALUE))
+                "an integer from 0 to 2147483647"]
+        function {:section text
+                  :target text
+                  :tags [#(or (nil? %) (sequential? %)) "a vector"]
+                  :flags [#(or (nil? %) (set? %) (sequential? %)) "a set"]
+                  :lines records
+                  :core records
+                  :btf-id (update number 0 #(some-fn nil? %))}]
+    {:programs function
+     :functions function
+     :variables {:section [string? "a string"] :offset number :size number}}))
+
 (defn- check-parts
-  "Throws unless a part of an object is a map of names to maps."
+  "Throws unless a part of an object is a map of names to maps of its form."
   [object k]
   (let [parts (get object k)]
     (when-not (or (nil? parts) (map? parts))
@@ -80,7 +104,36 @@
                                       (error/printed name)))))
       (when-not (error/named-map? part)
         (throw (invalid [k name] (str "A part of an object must be a map, got "
-                                      (error/printed part))))))))
+                                      (error/printed part)))))
+      (doseq [[field [valid? constraint]] (forms k)
+              :let [x (get part field)]]
+        (when-not (valid? x)
+          (throw (invalid [k name field] (str field " of " name " must be " constraint ", got "
+                                              (error/printed x)))))))))
+
+(defn- section? [map-name] (str/starts-with? map-name "."))
+
+(defn- pairs? [x]
+  (or (map? x) (and (sequential? x) (every? #(and (vector? %) (= 2 (count %))) x))))
+
+(defn- only-value
+  "Returns the value that the contents of a map of one element have, or nil."
+  [contents]
+  (get (into {} contents) 0))
+
+(defn- check-only-value
+  "Throws unless the contents of a section or struct_ops are those of one element."
+  [map-name {:keys [type contents]}]
+  (let [struct-ops? (= :struct-ops type)]
+    (when (and (some? contents) (or struct-ops? (section? map-name)))
+      (when-not (and (pairs? contents)
+                     (or (not struct-ops?)
+                         (let [value (only-value contents)]
+                           (or (nil? value) (and (map? value) (every? keyword? (keys value)))))))
+        (throw (invalid [:maps map-name :contents]
+                        (str ":contents of " map-name " must be {0 "
+                             (if struct-ops? "{member value …}" "value") "}, got "
+                             (error/printed contents))))))))
 
 (def ^:private native-order
   (if (= ByteOrder/BIG_ENDIAN (ByteOrder/nativeOrder)) :big-endian :little-endian))
@@ -90,6 +143,11 @@
     (throw (invalid [] (str "An object must be a result of read, got " (error/printed object))
                     "read the file first: (load (read \"flows.bpf.o\"))")))
   (run! #(check-parts object %) [:maps :programs :functions :variables :kconfig :ksyms])
+  (doseq [[map-name spec] (:maps object)]
+    (check-only-value map-name spec))
+  (when-not (contains? #{nil :little-endian :big-endian} byte-order)
+    (throw (invalid [:byte-order] (str ":byte-order must be :little-endian or :big-endian, got "
+                                       (error/printed byte-order)))))
   (when-not (or (nil? byte-order) (= native-order byte-order))
     (throw (error/error :not-supported
                         (str "The object is " (name byte-order) ", and this machine is "
@@ -124,7 +182,7 @@
    {}
    (for [[map-name {:keys [type struct-ops contents]}] maps
          :when (= :struct-ops type)
-         [member value] (get (into {} contents) 0)
+         [member value] (only-value contents)
          :when (and (map? value) (string? (:program value)))]
      [(:program value) {:map map-name :struct struct-ops :member member}])))
 
@@ -147,8 +205,6 @@
             (throw (unknown-name [:only] "program" name (keys programs)))))
         (sort (set only)))
     (sort (map key (filter #(wanted? object implementations %) programs)))))
-
-(defn- section? [map-name] (str/starts-with? map-name "."))
 
 (def ^:private arena-section ".addr_space.1")
 
@@ -205,7 +261,10 @@
                                                     " must be a map of the object, got "
                                                     (error/printed section)))))))
         :kconfig (known :kconfig "kconfig")
-        (:kfunc :ksym) nil
+        (:kfunc :ksym) (when-not (string? named)
+                         (throw (invalid path (str "The name of a " (name k)
+                                                   " must be a string, got "
+                                                   (error/printed named)))))
         (throw (invalid path (str "An instruction must refer to a part of the object or to an open "
                                   "map, got " (error/printed ref))))))))
 
@@ -354,24 +413,35 @@
       (in-path [:value] (.encode codec value (MemorySegment/ofArray array) 0))
       array)))
 
+(defn- check-variables
+  "Throws unless all variables of a section lie in it, and their types in them."
+  [{:keys [variables]} section section-size]
+  (doseq [[name {:keys [offset size type value] :as variable}] variables
+          :when (= section (:section variable))
+          :let [path [:variables name]]]
+    (when-not (<= (+ (long offset) (long size)) (long section-size))
+      (throw (invalid path (str "A variable must lie in its section of " section-size
+                                " bytes, got " size " bytes at offset " offset))))
+    ;; The types of values are checked as these are encoded.
+    (when (nil? value)
+      (let [type-size (in-path (conj path :type) (type/size type))]
+        (when (< (long size) (long type-size))
+          (throw (invalid (conj path :type) (str "The type of " name " must have at most " size
+                                                 " bytes, got " type-size))))))))
+
 (defn- section-bytes
   "Returns the contents of a section: own bytes, and values of variables."
   ^bytes [{:keys [maps variables]} section size]
   (let [size (long size)
         out (byte-array size)
-        own (get (into {} (contents-of (get maps section))) 0)]
+        own (only-value (:contents (get maps section)))]
     (when own
       (let [bytes (in-path [:maps section :contents 0]
                     (encoded {:type (:value (get maps section)) :size size :value own}))]
         (System/arraycopy bytes 0 out 0 size)))
     (doseq [[name {:keys [offset value] bytes :size :as variable}] variables
-            :when (and (= section (:section variable)) (some? value))
-            :let [path [:variables name]]]
-      (when-not (and (int? offset) (int? bytes)
-                     (<= 0 (long offset) (- size (long bytes))))
-        (throw (invalid path (str "A variable must lie in its section of " size " bytes, got "
-                                  bytes " bytes at offset " offset))))
-      (let [array (in-path path (encoded variable))]
+            :when (and (= section (:section variable)) (some? value))]
+      (let [array (in-path [:variables name] (encoded variable))]
         (System/arraycopy array 0 out (int offset) (int bytes))))
     out))
 
@@ -439,7 +509,14 @@
     (throw (unknown-name [:attach-to name] "program" name (keys programs))))
   (when-not (program/program? target)
     (throw (invalid [:attach-to name]
-                    (str "The target must be an open program, got " (error/printed target))))))
+                    (str "The target must be an open program, got " (error/printed target)))))
+  (let [{:keys [type target]} (get programs name)]
+    (when-not (and (#{:ext :tracing} type) (not (str/blank? target)))
+      (throw (invalid [:attach-to name]
+                      (str "The program " name " must be of type :ext or :tracing and have a "
+                           ":target, got type " (error/printed type) " and target "
+                           (error/printed target))
+                      "only freplace, fentry and fexit programs are for another program")))))
 
 (defn- create-map
   "Creates a map, or opens the one that is pinned under its name: `{:map :reused}`."
@@ -492,6 +569,7 @@
                               (+ (long offset) (long size))))]
       (when (pos? (long end))
         (in-path [:maps map-name]
+          (check-variables object arena-section (count memory))
           (let [contents (section-bytes object arena-section end)]
             (when-not (every? zero? contents)
               (memory.bytes/copy-from memory 0 contents 0 nil))))))))
@@ -728,7 +806,7 @@
                       (str "Unknown attach type " (error/printed attach-type))
                       (nearest/suggestion attach-type (sort (keys attach-types/numbers))
                                           "bpfmap.prog/attach-types for all names"))))
-    (when-let [unknown (first (remove #{:sleepable :xdp-has-frags} flags))]
+    (when-let [[unknown] (seq (remove #{:sleepable :xdp-has-frags} flags))]
       (throw (invalid (conj path :flags)
                       (str "A flag of a program must be :sleepable or :xdp-has-frags, got "
                            (error/printed unknown)))))))
@@ -758,7 +836,7 @@
              (merge {:type (kernel.prog/types type)
                      :name (spec/kernel-name name)
                      :title name
-                     :license (:license object "")
+                     :license (or (:license object) "")
                      :insns (.array code)
                      :relocations @(:fds ctx)
                      :functions callbacks
@@ -789,7 +867,7 @@
                          (when-let [program (programs name)]
                            [member program])
                          [member value])))
-               (get (into {} contents) 0))})
+               (only-value contents))})
 
 (defn- fill-with-programs
   "Writes programs to the maps of programs of the object.
@@ -849,6 +927,14 @@
                       [map-name (in-path [:maps map-name]
                                   (doto (spec-to-create object map-name spec)
                                     lifecycle/check-spec))]))]
+    (doseq [map-name (concat (keys specs) (keys (:maps options)))
+            :when (section? map-name)
+            :let [{:keys [type] :as spec} (get-in object [:maps map-name])]]
+      (when-not (#{:array :percpu-array} type)
+        (throw (invalid [:maps map-name :type]
+                        (str "The map of a section must be of type :array or :percpu-array, got "
+                             (error/printed type)))))
+      (check-variables object map-name (size-of spec)))
     {:object object
      :options options
      :implementations implementations

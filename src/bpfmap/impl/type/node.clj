@@ -207,6 +207,8 @@
 (def ^:private struct-options #{:packed :align :size :name})
 
 (defn- check-options [options allowed path]
+  (require-that (or (nil? options) (map? options)) path
+                "options of a type must be a map, got " (shown options))
   (doseq [[k v] options]
     (require-that (allowed k) path "unknown option " (shown k) "; "
                   (nearest/alternatives k (sort allowed)))
