@@ -503,6 +503,7 @@
       [:log] ":log must be :stats or :full, got :all" {:log :all}
       [:maps "size"] "The object has no map \"size\": did you mean sizes?" {:maps {"size" 1}}
       [:maps "sizes"] "The map for sizes must be an open map, got 1" {:maps {"sizes" 1}}
+      [:maps "java.lang.Object"] "The object has no map" {:maps {(Object.) 1}}
       [:attach-to "cuont"] "The object has no program \"cuont\": did you mean count?"
       {:attach-to {"cuont" 1}}
       [:attach-to "count"] "The target must be an open program, got 1" {:attach-to {"count" 1}}

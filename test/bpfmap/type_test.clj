@@ -148,6 +148,7 @@
       "unknown option :packed; use :align, :bit-offset or :offset"
       [:struct {:packd true} [:a :u8]] [:value]
       "unknown option :packd; did you mean :packed?"
+      [:struct [(Object.) :u8]] [:value "java.lang.Object"] "name must be a keyword or nil"
       [:enum :u32 {:a 0} 7] [:value] "options of a type must be a map, got 7"
       [:struct {:align 3} [:a :u8]] [:value] ":align must be a power of two, got 3"
       [:struct {:size -1} [:a :u8]] [:value] ":size must be an integer from 0, got -1"

@@ -23,7 +23,7 @@
    (invalid path message nil))
   (^Throwable [path message hint]
    (error/error :invalid-value message
-                {:bpfmap/op :load :bpfmap/path path :bpfmap/hint hint})))
+                {:bpfmap/op :load :bpfmap/path (mapv error/shown path) :bpfmap/hint hint})))
 
 (defn place
   "Returns the key of an object below which a function or program is: `[key f]`.

@@ -241,7 +241,7 @@
   (let [[name type options] (if (and (= :pad (first form)) (int? (second form)))
                               [nil form nil]
                               form)
-        path (if name (conj path name) path)
+        path (if name (conj path (if (keyword? name) name (error/shown name))) path)
         bits? (and (vector? type) (= :bits (first type)))]
     (require-that (or (nil? name) (keyword? name)) path
                   "a member's name must be a keyword or nil, got "
