@@ -24,7 +24,7 @@
 (deftest numbers-match-c-header
   (testing "link and attach types match the kernel header"
     (doseq [[prefix names] {"BPF_LINK_TYPE_" link/types, "BPF_PROG_TYPE_" progs/types
-                            "BPF_" progs/attach-types}
+                            "BPF_" prog/attach-types}
             :let [in-c #(str prefix (str/replace (str/upper-case (name %)) "-" "_"))
                   header (fixture/c-values ["linux/bpf.h"] (map in-c (keys names)))]]
       (if-not header
