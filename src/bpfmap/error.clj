@@ -66,7 +66,7 @@
    :invalid-value {:meaning "An argument, key, value or option is invalid."
                    :thrown-by "all functions"}
    :io {:meaning "A file cannot be read or written."
-        :thrown-by "`save`, `restore`, `diff` with a saved map, `object/read`"}
+        :thrown-by "`save`, `restore`, `diff` with a saved map, `object/read`, `object/load`, `link/attach`"}
    :iteration-aborted
    {:meaning "The iteration read twice as many keys as the map can hold. `:bpfmap/so-far` has the result so far."
     :thrown-by "`reduce`, `entries`, `snapshot` and all that iterate"}

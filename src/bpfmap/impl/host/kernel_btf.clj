@@ -18,6 +18,8 @@
     (try
       (procfs/read-bytes path)
       (catch IOException e
+        (when (.exists (File. path))
+          (throw (procfs/unreadable path e op)))
         (throw (error/error :not-found (str "The kernel has no BTF of " name)
                             {:bpfmap/op op :bpfmap/file path
                              :bpfmap/hint (str "it has no such module, "

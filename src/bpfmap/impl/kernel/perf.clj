@@ -33,7 +33,11 @@
 (defn online-cpus
   "Returns the numbers of the CPUs that are online now, ascending."
   []
-  (vec (PossibleCpus/parse (String. (procfs/read-bytes "/sys/devices/system/cpu/online")))))
+  (let [file "/sys/devices/system/cpu/online"]
+    (try
+      (vec (PossibleCpus/parse (String. (procfs/read-bytes file))))
+      (catch IOException e
+        (throw (procfs/unreadable file e nil))))))
 
 ;; --- perf events on which programs run
 

@@ -1,6 +1,7 @@
 (ns ^:no-doc bpfmap.impl.kernel.procfs
   "Reads what the kernel publishes in files: /proc and /sys."
-  (:require [bpfmap.impl.kernel.paths :as paths]
+  (:require [bpfmap.error :as error]
+            [bpfmap.impl.kernel.paths :as paths]
             [clojure.string :as str])
   (:import (bpfmap.sys Fdinfo FileSyscalls)
            (java.io IOException)
@@ -39,6 +40,13 @@
   ^bytes [file]
   (or (when (str/starts-with? file "/proc/") (read-at-once file))
       (Files/readAllBytes (path file))))
+
+(defn unreadable
+  "Returns the exception for a file that exists and cannot be read."
+  ^Throwable [file ^IOException e op]
+  (error/error :io (str "Cannot read " file)
+               {:bpfmap/op op :bpfmap/file file :bpfmap/hint (ex-message e)}
+               e))
 
 (defn- colon-lines
   "Returns lines of `name: value` as a map of strings."

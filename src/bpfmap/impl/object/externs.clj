@@ -203,24 +203,29 @@
 
 ;; --- symbols
 
+(defn- addresses-in [^BufferedReader reader wanted]
+  (loop [found {}]
+    (let [line (when (< (count found) (count wanted)) (.readLine reader))]
+      (if-not line
+        found
+        (let [end (.indexOf line 32)
+              from (+ end 3)
+              to (let [tab (.indexOf line 9 (int from))] (if (neg? tab) (.length line) tab))
+              name (.substring line from to)]
+          (recur (if (wanted name)
+                   (assoc found name (Long/parseUnsignedLong (.substring line 0 end) 16))
+                   found)))))))
+
 (defn addresses
   "Returns the addresses of symbols of the kernel, by name, from /proc/kallsyms."
   [names]
-  (let [wanted (set names)]
-    (with-open [reader (BufferedReader. (InputStreamReader.
-                                         (java.io.FileInputStream. "/proc/kallsyms")
-                                         StandardCharsets/US_ASCII))]
-      (loop [found {}]
-        (let [line (when (< (count found) (count wanted)) (.readLine reader))]
-          (if-not line
-            found
-            (let [end (.indexOf line 32)
-                  from (+ end 3)
-                  to (let [tab (.indexOf line 9 (int from))] (if (neg? tab) (.length line) tab))
-                  name (.substring line from to)]
-              (recur (if (wanted name)
-                       (assoc found name (Long/parseUnsignedLong (.substring line 0 end) 16))
-                       found)))))))))
+  (let [file "/proc/kallsyms"]
+    (try
+      (with-open [reader (BufferedReader. (InputStreamReader. (java.io.FileInputStream. file)
+                                                              StandardCharsets/US_ASCII))]
+        (addresses-in reader (set names)))
+      (catch IOException e
+        (throw (procfs/unreadable file e :load))))))
 
 ;; --- the BTF of the kernel
 

@@ -187,3 +187,10 @@
              (procfs/command me)))
       (is (thrown? NoSuchFileException (procfs/command 0)))
       (is (thrown? NoSuchFileException (procfs/objects 0))))))
+
+(deftest unreadable-files
+  (testing "a file that exists and cannot be read is an error with the reason"
+    (let [e (procfs/unreadable "/sys/x" (java.io.IOException. "Too many open files") :load)]
+      (is (= "Cannot read /sys/x: Too many open files" (ex-message e)))
+      (is (= [:io :load "/sys/x"]
+             ((juxt :bpfmap/error :bpfmap/op :bpfmap/file) (ex-data e)))))))
