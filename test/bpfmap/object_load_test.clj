@@ -395,7 +395,15 @@
       (update-in @packets [:maps "sizes"] dissoc :max-entries)
       [:maps "sizes" :tpye] "unknown key :tpye; did you mean :type?"
       (assoc-in @packets [:maps "sizes" :tpye] :hash)
-      [:variables "step" :value] "-1"
+      [:maps "sizes" :type] "The spec of map sizes is invalid: :type is required"
+      (update-in @packets [:maps "sizes"] dissoc :type)
+      [:licence] "Unknown key :licence: did you mean :license? See bpfmap.object/read"
+      (assoc @packets :licence "GPL")
+      [:variables "step" :vlaue] "Unknown key :vlaue of step: did you mean :value?"
+      (assoc-in @packets [:variables "step" :vlaue] 7)
+      [:programs "count" :autolaod] "Unknown key :autolaod of count: did you mean :autoload?"
+      (assoc-in @packets [:programs "count" :autolaod] false)
+      [:variables "step" :value] "Value of step: -1 is not a "
       (assoc-in @packets [:variables "step" :value] -1)
       [:variables "step" :value] "A value of bytes must have 4, got 2"
       (assoc-in @packets [:variables "step" :value] (byte-array 2))
@@ -479,6 +487,9 @@
     (testing "an arena without an address gets one"
       (with-open [x (object/load (assoc-in @newer [:maps "arena" :map-extra] nil))]
         (is (get-in x [:variables "in_arena"]))))
+    (testing "a qualified key is the user's own"
+      (with-open [x (object/load (assoc-in @packets [:programs "count" ::owner] :me))]
+        (is (= 2 (run x "count")))))
     (testing "no license is the empty license"
       (with-open [x (object/load (assoc @packets :license nil))]
         (is (= 2 (run x "count")))))

@@ -157,7 +157,7 @@
                                 nil
                                 (catch ExceptionInfo e
                                   (when-not (or (:bpfmap/error (ex-data e))
-                                                (#{:where :condition} what)) e))
+                                                (#{:where :condition :hint} what)) e))
                                 (catch Throwable e e))
                         millis (quot (- (System/nanoTime) begun) 1000000)]
                     (when (or wrong (< 2000 millis))

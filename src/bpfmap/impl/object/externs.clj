@@ -53,9 +53,14 @@
                   [name value])))
         (str/split-lines text)))
 
-(def ^:private config
-  "The configuration of the running kernel; nil if it has none to read."
-  (delay (some-> (config-text) parse-config)))
+(def ^:private known-config (atom nil))
+
+(defn- config
+  "Returns the configuration of the running kernel; nil if it has none to read.
+
+  It is read once, but for a read that failed."
+  []
+  (or @known-config (reset! known-config (some-> (config-text) parse-config))))
 
 (defn- version-number
   "Returns the number of a version, `a << 16 | b << 8 | c`."
@@ -160,7 +165,7 @@
   [name]
   (if-let [found (virtual name)]
     (str @found)
-    (get @config name)))
+    (get (config) name)))
 
 (defn config-bytes
   "Returns the bytes of a declaration of `:kconfig`.
@@ -178,7 +183,7 @@
                                     :bpfmap/hint "declare it with another type"})))
       weak (byte-array (:size (node/node type nil path)))
       :else (throw (not-found path (str "This kernel does not define " name)
-                              (if (or @config (virtual name))
+                              (if (or (config) (virtual name))
                                 (str "declare it __weak, which makes it zero, or compare with "
                                      (second (config-files)))
                                 (str "its configuration must be in "

@@ -41,20 +41,35 @@
            (java.io Closeable)
            (java.lang.foreign MemorySegment)
            (java.nio ByteBuffer ByteOrder)
-           (java.util Deque)))
+           (java.util Deque)
+           (java.util.regex Matcher)))
 
 (set! *warn-on-reflection* true)
+
+(defn- of-part
+  "Returns a message about a part of an object with the name of the part.
+
+  Codecs and specs do not know of which variable or map they speak."
+  [message [k named] whole]
+  (case k
+    :variables (if (= :value (nth whole 2 nil))
+                 (str "Value of " named ": " message)
+                 message)
+    :maps (str/replace-first message #"^The map spec is" (Matcher/quoteReplacement
+                                                          (str "The spec of map " named " is")))
+    message))
 
 (defn- at-path
   "Returns an exception with the path of a part of an object.
 
   A path that the exception has already continues it."
   ^Throwable [^ExceptionInfo e path]
-  (let [data (ex-data e)]
-    (doto ^Throwable (ex-info (ex-message e)
+  (let [data (ex-data e)
+        whole (into path (:bpfmap/path data))]
+    (doto ^Throwable (ex-info (of-part (ex-message e) path whole)
                               (assoc data
                                      :bpfmap/op :load
-                                     :bpfmap/path (into path (:bpfmap/path data)))
+                                     :bpfmap/path whole)
                               (or (ex-cause e) e))
       (.setStackTrace (.getStackTrace e)))))
 
@@ -92,6 +107,31 @@
      :functions function
      :variables {:section [string? "a string"] :offset number :size number}}))
 
+(def ^:private known-keys
+  "Keys of parts, by part.
+
+  Qualified keys are the user's own."
+  (let [function #{:name :section :type :attach-type :target :flags :autoload :insns :lines :core
+                   :linkage :weak :visibility :btf-id :tags}]
+    {:programs function
+     :functions function
+     :variables #{:section :type :offset :size :value :linkage :btf-id :tags :pointers}
+     :kconfig #{:type :weak :btf-id}
+     :ksyms #{:kind :type :weak :btf-id}}))
+
+(def ^:private keys-of-an-object
+  #{:name :license :kernel-version :byte-order :maps :programs :functions :variables :kconfig
+    :ksyms :btf})
+
+(defn- check-keys
+  "Throws for a key that is not known, such as a misspelt one."
+  [path part known]
+  (doseq [k (keys part)
+          :when (not (or (known k) (qualified-keyword? k)))]
+    (throw (invalid (conj path k) (str "Unknown key " (error/printed k)
+                                       (when-let [[_ named] (seq path)] (str " of " named)))
+                    (nearest/suggestion k (sort known) "bpfmap.object/read for all keys")))))
+
 (defn- check-parts
   "Throws unless a part of an object is a map of names to maps of its form."
   [object k]
@@ -105,6 +145,7 @@
       (when-not (error/named-map? part)
         (throw (invalid [k name] (str "A part of an object must be a map, got "
                                       (error/printed part)))))
+      (some->> (known-keys k) (check-keys [k name] part))
       (doseq [[field [valid? constraint]] (forms k)
               :let [x (get part field)]]
         (when-not (valid? x)
@@ -142,6 +183,7 @@
   (when-not (and (map? object) (map? (:programs object)) (map? (:maps object)))
     (throw (invalid [] (str "An object must be a result of read, got " (error/printed object))
                     "read the file first: (load (read \"flows.bpf.o\"))")))
+  (check-keys [] object keys-of-an-object)
   (run! #(check-parts object %) [:maps :programs :functions :variables :kconfig :ksyms])
   (doseq [[map-name spec] (:maps object)]
     (check-only-value map-name spec))
