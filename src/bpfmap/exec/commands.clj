@@ -83,13 +83,14 @@
            "'src=10.0.0.0/24', 'key.port!=443' or 'comm~^ssh'. Quote it, because > has a"
            "meaning in the shell. For a per-CPU map, the value of each CPU is printed"
            "unless --cpus selects otherwise. The keys of a local storage are thread ids,"
-           "ids of cgroups, or cookies of sockets. --as prints a field as what it means, in every"
-           "format; conditions and --sort still see its value. The hints are cgroup, cpus,"
-           "enum, errno, flags, group, hex, ifname, ip, ipv4, ipv4-host, ipv6, ksym, ktime,"
-           "ktime-boot, mac, ms, ns, octal, pid, pid-tgid, port, port-be, s, size, syscall,"
-           "us, user and usym. Some have a parameter: '[flags {SYN 1 ACK 2}]', '[enum"
-           "bpf_map_type]' (an enum of the map or the kernel, or one of its values),"
-           "'[usym 4711]' (a pid) or '[usym key.pid]' (the field that has it)."]
+           "ids of cgroups, or cookies of sockets. --as prints a field as what it means,"
+           "in every format; conditions and --sort still see its value. The hints are"
+           "cgroup, cpus, enum, errno, flags, group, hex, ifname, ip, ipv4, ipv4-host,"
+           "ipv6, ksym, ktime, ktime-boot, mac, ms, ns, octal, pid, pid-tgid, port,"
+           "port-be, s, size, syscall, us, user and usym. Some have a parameter: '[flags"
+           "{SYN 1 ACK 2}]', '[enum bpf_map_type]' (an enum of the map or the kernel, or"
+           "one of its values), '[usym 4711]' (a pid) or '[usym key.pid]' (the field that"
+           "has it)."]
     :examples [{:ref "flows"}
                {:ref "flows" :where ["bytes>1M"] :sort "-bytes" :limit 10}
                {:ref 12 :key-type :u32 :value-type [:string 16]}

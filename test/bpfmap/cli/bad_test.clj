@@ -211,7 +211,7 @@
                    [["put" frozen "0" "1"] #"frozen"]
                    [["dump" ring] #"it has no entries"]
                    [["get" ring "0"] #"has no get; it has no entries"]
-                   [["dump" tasks] #"the kernel cannot list it; `get` looks up"]
+                   [["diff" tasks] #"the kernel cannot list it; `get` looks up"]
                    [["hist" ring] #"it has no entries"]
                    [["watch" ring "--seconds" "1"] #"it has no entries"]
                    [["diff" ring] #"it has no entries"]

@@ -183,7 +183,7 @@
             {:keys [columns] :as view} (bpfmap.exec.views/maps
                                         (map #(assoc % :frozen true) rows) {})
             words ["list" "--where" (str "id=" (id-of m))]]
-        (is (= 13 (count columns)))
+        (is (= 14 (count columns)))
         (binding [*sorted* 4]
           (check-headers words (titles view rows)))
         (is (nil? (accepted words "--columns" (str/join "," (titles view rows)))))
