@@ -43,7 +43,7 @@
     {:name pod.bpfmap.link :of bpfmap.link
      :vars [target attach open info attached update! detach! pin!]}
     {:name pod.bpfmap.events :of bpfmap.events
-     :vars [reader peek poll! stats writer send!]}
+     :vars [reader peek poll! flush! pause! resume! stats writer send!]}
     {:name pod.bpfmap.type :of bpfmap.type
      :vars [check problem size align offsets summary]}
     {:name pod.bpfmap.exec :of bpfmap.exec
