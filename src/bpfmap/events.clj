@@ -210,7 +210,7 @@
   one by one before it returns nil. A subscription looks for events at once, and continues.
   [[drain!]] does not wait, and leaves the flush to the next call. Throws `:closed`.
 
-      (future (Thread/sleep 1000) (flush! r))
+      (future (flush! r))
       (into [] r) ;=> [{:pid 4711, :comm \"ls\"}]"
   [r]
   (check-reader r :flush!)

@@ -65,12 +65,6 @@ public abstract class EventSource implements AutoCloseable {
      */
     public abstract int drain(Handler handler, AtomicBoolean halt, int limit);
 
-    /**
-     * Returns true if a pass may find something now. A cheap look without a system call; a busy
-     * record counts.
-     */
-    public abstract boolean isReady();
-
     /** Returns the number of bytes in use now, headers included. */
     public abstract long fill();
 

@@ -223,11 +223,6 @@ public final class PerfBuffer extends EventSource {
         return n;
     }
 
-    @Override
-    public boolean isReady() {
-        return position != head();
-    }
-
     /** Returns the CPU whose programs write to this buffer; negative if it is unknown. */
     public int cpu() {
         return cpu;

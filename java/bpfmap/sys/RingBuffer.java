@@ -178,11 +178,6 @@ public final class RingBuffer extends EventSource {
     }
 
     @Override
-    public boolean isReady() {
-        return consumed() != produced();
-    }
-
-    @Override
     public long busyPosition() {
         long at = consumed();
         boolean there = at != produced();

@@ -170,11 +170,6 @@ public final class RingFollower extends EventSource {
     }
 
     @Override
-    public boolean isReady() {
-        return position != produced();
-    }
-
-    @Override
     public long busyPosition() {
         long at = position;
         boolean there = at != produced();
