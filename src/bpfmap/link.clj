@@ -26,8 +26,7 @@
             [bpfmap.impl.prog.program :as program])
   (:import (bpfmap.impl.link.link Link)
            (bpfmap.impl.link.output Output)
-           (java.io Closeable File)
-           (java.nio.file Path)))
+           (java.io Closeable)))
 
 (set! *warn-on-reflection* true)
 
@@ -118,10 +117,6 @@
 
 ;; --- links that exist
 
-(defn- invalid-reference [ref hint]
-  (error/error :invalid-value (str "Invalid reference to a link: " (error/printed ref))
-               {:bpfmap/op :open :bpfmap/hint hint}))
-
 (defn- adopt
   "Returns a link for a descriptor that was just opened."
   ^Link [fd ctx]
@@ -130,22 +125,6 @@
     (catch Throwable e
       (call/close fd)
       (throw e))))
-
-(defn- open-by [kind x ref]
-  (let [ctx {:op :open :object :link}
-        number (fn [most]
-                 (if (and (int? x) (<= 0 (long x) (long most)))
-                   x
-                   (throw (invalid-reference
-                           ref (str "an id must be an integer from 0 to 4294967295, a descriptor "
-                                    "from 0 to 2147483647")))))]
-    (case kind
-      (:id :link-id) (adopt (call/open-id :link (number 0xffffffff) ctx) ctx)
-      :fd (adopt (call/open-number :link (number 0x7fffffff) ctx) ctx)
-      :path (let [path (call/path-text x :open)
-                  ctx (assoc ctx :path path)]
-              (adopt (call/open-pinned :link path ctx) ctx))
-      (throw (invalid-reference ref "it must be {:id n}, {:link-id n}, {:path p} or {:fd n}")))))
 
 (defn open
   "Opens an existing link by id, pin path or `{:fd …}`.
@@ -160,11 +139,7 @@
       (open {:link-id 12})
       (open \"/sys/fs/bpf/link\")"
   ^Link [ref]
-  (cond
-    (int? ref) (open-by :id ref ref)
-    (or (string? ref) (instance? Path ref) (instance? File ref)) (open-by :path ref ref)
-    (and (map? ref) (= 1 (count ref))) (open-by (key (first ref)) (val (first ref)) ref)
-    :else (throw (invalid-reference ref "it must be an id, a pin path, {:link-id n} or {:fd n}"))))
+  (call/open-reference :link ref adopt))
 
 (defn link?
   "Returns true for an open or closed link.

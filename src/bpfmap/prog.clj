@@ -37,8 +37,7 @@
   (:import (bpfmap.impl.link.link Link)
            (bpfmap.impl.prog.program Program)
            (bpfmap.sys Fd)
-           (java.io Closeable File)
-           (java.nio.file Path)))
+           (java.io Closeable)))
 
 (set! *warn-on-reflection* true)
 
@@ -150,10 +149,6 @@
 
 ;; --- programs that exist
 
-(defn- invalid-reference [ref hint]
-  (error/error :invalid-value (str "Invalid reference to a program: " (error/printed ref))
-               {:bpfmap/op :open :bpfmap/hint hint}))
-
 (defn- adopt
   "Returns a program for a descriptor that was just opened."
   ^Program [fd ctx]
@@ -163,23 +158,6 @@
     (catch Throwable e
       (call/close fd)
       (throw e))))
-
-(defn- open-by [kind x ref]
-  (let [ctx {:op :open :object :program}
-        number (fn [most]
-                 (if (whole? x most)
-                   x
-                   (throw (invalid-reference ref
-                                             (str
-                                              "an id must be an integer from 0 to 4294967295, a "
-                                              "descriptor from 0 to 2147483647")))))]
-    (case kind
-      (:id :program-id) (adopt (call/open-id :program (number 0xffffffff) ctx) ctx)
-      :fd (adopt (call/open-number :program (number 0x7fffffff) ctx) ctx)
-      :path (let [path (call/path-text x :open)
-                  ctx (assoc ctx :path path)]
-              (adopt (call/open-pinned :program path ctx) ctx))
-      (throw (invalid-reference ref "it must be {:id n}, {:program-id n}, {:path p} or {:fd n}")))))
 
 (defn open
   "Opens an existing program by id, pin path or `{:fd …}`, like [[load]].
@@ -194,12 +172,7 @@
       (open {:program-id 12})
       (open \"/sys/fs/bpf/filter\")"
   ^Program [ref]
-  (cond
-    (int? ref) (open-by :id ref ref)
-    (or (string? ref) (instance? Path ref) (instance? File ref)) (open-by :path ref ref)
-    (and (map? ref) (= 1 (count ref))) (open-by (key (first ref)) (val (first ref)) ref)
-    :else (throw (invalid-reference ref
-                                    "it must be an id, a pin path, {:program-id n} or {:fd n}"))))
+  (call/open-reference :program ref adopt))
 
 (defn- descriptor ^Fd [object op]
   (cond

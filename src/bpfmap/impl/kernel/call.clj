@@ -12,8 +12,10 @@
             [clojure.string :as str])
   (:import (bpfmap.sys Abi Attr Bytes ClosedFdException Fd FileSyscalls MemlockLimit Native
                        PossibleCpus)
+           (java.io File)
            (java.lang.foreign MemorySegment)
-           (java.nio.charset StandardCharsets)))
+           (java.nio.charset StandardCharsets)
+           (java.nio.file Path)))
 
 (set! *warn-on-reflection* true)
 
@@ -596,3 +598,41 @@
   "Duplicates the descriptor with a number, if it is of the wanted kind."
   ^Fd [wanted number ctx]
   (check-kind (duplicate-number number ctx) wanted (str "Descriptor " number) ctx))
+
+;; --- references to programs and links
+
+(defn open-reference
+  "Opens a program or link by a user's reference; returns it.
+
+  `object` is `:program` or `:link`. The reference is an id, a pin path, or a map with `:id`,
+  `:program-id` or `:link-id`, `:path` or `:fd`. `adopt` makes the result of a descriptor and a
+  context.
+
+      (open-reference :link {:link-id 12} adopt)"
+  [object ref adopt]
+  (let [ctx {:op :open :object object}
+        id-key (keyword (str (name object) "-id"))
+        invalid (fn [hint]
+                  (error/error :invalid-value
+                               (str "Invalid reference to a " (name object) ": "
+                                    (error/printed ref))
+                               {:bpfmap/op :open :bpfmap/hint hint}))
+        [k x] (cond
+                (int? ref) [:id ref]
+                (or (string? ref) (instance? Path ref) (instance? File ref)) [:path ref]
+                (and (map? ref) (= 1 (count ref))) (first ref)
+                :else (throw (invalid (str "it must be an id, a pin path, {" id-key
+                                           " n} or {:fd n}"))))
+        number (fn [most]
+                 (if (and (int? x) (<= 0 (long x) (long most)))
+                   x
+                   (throw (invalid (str "an id must be an integer from 0 to 4294967295, a "
+                                        "descriptor from 0 to 2147483647")))))]
+    (cond
+      (or (= :id k) (= id-key k)) (adopt (open-id object (number 0xffffffff) ctx) ctx)
+      (= :fd k) (adopt (open-number object (number 0x7fffffff) ctx) ctx)
+      (= :path k) (let [path (path-text x :open)
+                        ctx (assoc ctx :path path)]
+                    (adopt (open-pinned object path ctx) ctx))
+      :else (throw (invalid (str "it must be {:id n}, {" id-key
+                                 " n}, {:path p} or {:fd n}"))))))
