@@ -97,16 +97,20 @@
         align (type/align type)]
     (into [kind (assoc options :size (+ (type/size type) (* n align)))] members)))
 
+(def ^:private private-field
+  (gen/elements (vec (filter #(= :private (:kind (type/scalars %))) (keys type/scalars)))))
+
 (def any-type
-  "Generates types nested to depth 4, with what C has no word for: fields of the kernel's, sizes
-  and places of their own."
+  "Generates types nested to depth 4, with what C has no word for: fields of the kernel's, members
+  without any value, sizes and places of their own."
   (let [leaf (gen/frequency [[12 leaf]
-                             [1
-                              (gen/elements
-                               (vec (filter #(= :private (:kind (type/scalars %)))
-                                            (keys type/scalars))))]
-                             [1 (gen/fmap #(vector :typedef "t" %) leaf)]])]
+                             [1 private-field]
+                             [1 (gen/fmap #(vector :typedef "t" %) leaf)]])
+        without-values (gen/frequency [[4 private-field]
+                                       [1 (gen/return [:array :u8 0])]
+                                       [1 (gen/return :u8)]])]
     (gen/one-of [(nested leaf)
+                 (nested without-values)
                  (gen/let [t (gen/fmap with-names (compound leaf)) n (gen/choose 0 3)] (larger t n))
                  (gen/let [ts (gen/vector leaf 1 4) gaps (gen/vector (gen/choose 0 9) 4)]
                    (loop [members [] at 0 [t & more] ts [gap & gaps] gaps]

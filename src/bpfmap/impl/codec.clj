@@ -131,14 +131,14 @@
 
 ;; ---------------------------------------------------------------- structs and unions
 
-(declare parts alternatives)
+(declare parts choice)
 
 (defn- part
   "Returns the fields that a member contributes to encoding its struct.
 
   That is `{:name :codec :offset}` of a field, the fields of an anonymous struct one by one, and
   `{:choice [parts …]}` of an anonymous union, with the parts of each member. Members owned by the
-  kernel contribute nothing."
+  kernel contribute nothing, nor do structs and unions of nothing else."
   [{:keys [name node offset bits] :as member} base path codec]
   (let [at (+ (long base) (long offset))]
     (cond
@@ -146,17 +146,16 @@
       bits [{:name name :codec (TypeCodec/of (bit-field member (conj path name))) :offset base}]
       name [{:name name :codec (codec node (conj path name)) :offset at}]
       (= :struct (:kind node)) (parts node at path codec)
-      (= :union
-         (:kind node)) [{:choice (alternatives node at path codec) :offset at
-                         :size (:size node)}])))
+      (= :union (:kind node)) (choice node at path codec))))
 
 (defn- parts [{:keys [members]} base path codec]
   (into [] (mapcat #(part % base path codec)) members))
 
-(defn- alternatives
-  "Returns the parts of each member of a union, except members without parts."
-  [{:keys [members]} base path codec]
-  (into [] (comp (map #(part % base path codec)) (filter seq)) members))
+(defn- choice
+  "Returns the one part of a union, or none if no member has parts."
+  [{:keys [members size]} base path codec]
+  (when-let [choice (seq (keep #(seq (part % base path codec)) members))]
+    [{:choice choice :offset base :size size}]))
 
 (defn- fields
   "Returns all fields of parts in order, with the fields of choices."
@@ -204,7 +203,6 @@
         given-fields (fn [parts] (filter #(contains? value (:name %)) (fields parts)))
         given (filter (comp seq given-fields) choice)]
     (cond
-      (empty? choice) nil
       (empty? given)
       (throw (misfit type path value
                      (str "it must have one of "
@@ -394,8 +392,8 @@
   "Returns the codec of a union's node: a map of every member.
 
   It is written from one member, or from several that agree."
-  [{:keys [size] :as node} path codec]
-  (compound node path [{:choice (alternatives node 0 path codec) :offset 0 :size size}] true))
+  [node path codec]
+  (compound node path (choice node 0 path codec) true))
 
 ;; ---------------------------------------------------------------- functions of the caller
 
