@@ -265,8 +265,8 @@
       "/proc/self/comm" :not-found "it is not a directory"
       "" :invalid-value "A path must not be empty, got "
       "a\u0000b" :invalid-value "A path must not have a NUL character, got "
-      nil :invalid-value "A path must not be empty, got "
-      7 :not-found "7 cannot be read")))
+      nil :invalid-value "A path must be a string, a File or a Path, got nil"
+      7 :invalid-value "A path must be a string, a File or a Path, got 7")))
 
 ;; --- who uses what
 

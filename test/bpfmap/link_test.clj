@@ -733,6 +733,7 @@
                             (is (str/includes? message words))))
         "The end of an offset must be at most 9223372036854775807"
         (link/attach probe {:uprobe "libc" :symbol "malloc" :offset Long/MAX_VALUE})
+        "A path must be a string, a File or a Path, got 7" (link/open {:path 7})
         "A path must not have half a character" (link/attach probe {:uprobe "\ud800" :symbol "f"})
         "must have an :attach-type here, got {:cgroup \"/tmp\", :attach-type :cgroup-devise}"
         (link/attached {:cgroup "/tmp" :attach-type :cgroup-devise})

@@ -350,7 +350,7 @@
           (prog/pin! p "/tmp/t_pin") :not-bpffs "/tmp/t_pin is not on a BPF file system"
           (prog/pin! p (str path ".x")) :invalid-value "must not have a dot"
           (prog/pin! p (str (fixture/bpffs) "/none/x")) :not-found "does not exist"
-          (prog/pin! p nil) :invalid-value "A path must not be empty, got "
+          (prog/pin! p nil) :invalid-value "A path must be a string, a File or a Path, got nil"
           (prog/pin! m path) :invalid-value
           "The argument must be an open program or link, got \"#<bpf-map"
           (prog/info m) :invalid-value

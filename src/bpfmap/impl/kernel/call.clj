@@ -495,10 +495,10 @@
 (defn path-text
   "Returns the text of a path given by a user; see `bpfmap.impl.kernel.paths`.
 
-  Throws `:invalid-value` for a path that the kernel cannot accept, and `:ambiguous` if two files
-  match."
+  Throws `:invalid-value` for what is not a path or none that the kernel accepts, and `:ambiguous`
+  if two files match."
   [file op]
-  (let [given (str file)
+  (let [given (if (paths/path? file) (str file) file)
         reject (fn [kind message hint]
                  (throw (error/error kind message
                                      {:bpfmap/op op :bpfmap/file (error/shown given)
@@ -508,6 +508,7 @@
                           (str "A path must " constraint ", got " (error/printed given))
                           nil))]
     (cond
+      (not (string? given)) (invalid "be a string, a File or a Path")
       (str/blank? given) (invalid "not be empty")
       (str/includes? given "\u0000") (invalid "not have a NUL character")
       :else (or (paths/resolve file #(reject :ambiguous
