@@ -11,7 +11,7 @@
             [bpfmap.impl.kernel.prog :as kernel.prog]
             [bpfmap.impl.map-types :as map-types]
             [bpfmap.impl.nearest :as nearest]
-            [bpfmap.impl.object.link :refer [invalid]]
+            [bpfmap.impl.object.load-error :refer [invalid]]
             [bpfmap.impl.prog.program :as program]
             [bpfmap.impl.type.node :as node]
             [bpfmap.error :as error]

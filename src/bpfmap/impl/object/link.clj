@@ -8,22 +8,13 @@
   (:require [bpfmap.asm :as asm]
             [bpfmap.error :as error]
             [bpfmap.impl.nearest :as nearest]
+            [bpfmap.impl.object.load-error :refer [invalid]]
             [clojure.string :as str])
   (:import (clojure.lang ExceptionInfo)
            (java.io ByteArrayOutputStream)
            (java.nio ByteBuffer ByteOrder)))
 
 (set! *warn-on-reflection* true)
-
-(defn invalid
-  "Returns the exception for a part of an object that cannot be loaded.
-
-      (throw (invalid [:programs \"count\" :type] \"A program must have a type\" \"set one\"))"
-  (^Throwable [path message]
-   (invalid path message nil))
-  (^Throwable [path message hint]
-   (error/error :invalid-value message
-                {:bpfmap/op :load :bpfmap/path (mapv error/shown path) :bpfmap/hint hint})))
 
 (defn place
   "Returns the key of an object below which a function or program is: `[key f]`.
