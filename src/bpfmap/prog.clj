@@ -244,8 +244,8 @@
   | `:lines`     | source lines, as of `bpfmap.object/read`, if the program was loaded with them  |
   | `:functions` | name to function, if the program has more than one and BTF that names them     |
 
-  References are names: `{:map \"flows\" :id 12}` for a map, `{:function name}` for a function of the
-  program, a helper's name from `bpfmap.asm/helpers`, `{:kfunc name}` and `{:ksym name}` for other
+  References are names: `{:map \"flows\" :id 12}` for a map, with `:variable` and an offset in it for
+  the address of a variable that the map's BTF names, `{:function name}` for a function of the program, a helper's name from `bpfmap.asm/helpers`, `{:kfunc name}` and `{:ksym name}` for other
   functions of the kernel. Their names are `?` if the kernel hides the addresses of its symbols
   (sysctl kernel.kptr_restrict). Instructions that only the kernel itself can make are `:insn`.
 
@@ -257,6 +257,29 @@
   [program]
   (check-program program :instructions)
   (instructions/instructions (descriptor program :instructions) {:op :instructions}))
+
+(defn machine-code
+  "Returns the machine code that the kernel made of an open program, by function.
+
+  | key          | meaning                                                                        |
+  |--------------|--------------------------------------------------------------------------------|
+  | `:name`      | the name of the function in the program's BTF, or else the program's           |
+  | `:type`      | a name from [[types]], or the number if it has none                            |
+  | `:address`   | where the code is in the kernel, as in /proc/kallsyms. Linux 4.18              |
+  | `:code`      | the bytes of the code, as a byte view                                          |
+  | `:lines`     | source lines: `{:offset :file :line :column :text}`, the offset in bytes of `:code`. Linux 5.0 |
+  | `:functions` | name to function, if the program has more than one                             |
+
+  bpfmap does not disassemble the code of processors: see `prog dump --jited`.
+
+  Throws `:not-found` if the kernel interprets the program, or without CAP_BPF, `:permission` if the
+  kernel hides its addresses from this process (sysctl kernel.kptr_restrict, or no CAP_SYSLOG),
+  `:closed`, `:invalid-value` for anything that is not an open program. Needs Linux 4.13.
+
+      (count (:code (machine-code p))) ;=> 165"
+  [program]
+  (check-program program :machine-code)
+  (instructions/machine-code (descriptor program :machine-code) {:op :machine-code}))
 
 ;; A descriptor with which the kernel measures.
 (deftype Statistics [^Fd fd]

@@ -4,6 +4,8 @@
             [bpfmap.fixture :as fixture :refer [error-of kernel-test]]
             [bpfmap.host :as host]
             [bpfmap.impl.kernel.prog :as progs]
+            [bpfmap.impl.prog.instructions :as instructions]
+            [bpfmap.object :as object]
             [bpfmap.prog :as prog]
             [bpfmap.since :as since]
             [clojure.java.io :as io]
@@ -417,6 +419,103 @@
         (is (= "main" name))
         (is (some #{[:lddw :r2 {:function "callback1"}]} insns))
         (is (= {"callback1" {:name "callback1" :insns [[:mov64 :r0 0] [:exit]]}} functions))))))
+
+(defn- with-calls
+  "Calls f with the program of test/objects/calls-el.o, and its maps."
+  [f]
+  (with-open [loaded ^Closeable (object/load (object/read "test/objects/calls-el.o"))]
+    (f (get-in loaded [:programs "on_enter"]) (:maps loaded))))
+
+(kernel-test q2-named-variables
+  (testing "the address of a variable has its name, if the BTF of the map has it"
+    (with-calls
+     (fn [p maps]
+       (let [reference (fn [section map-name variable]
+                         {:map map-name :id (:id (bpf/info (maps section))) :variable variable})
+             program (prog/instructions p)
+             addresses (filter #(= :ld-map-value (first %)) (remove keyword? (:insns program)))
+             operands (into #{} (map #(subvec % 2)) addresses)]
+         (is (= #{[(reference ".bss" "calls_el.bss" "calls") 0]
+                  [(reference ".rodata" "calls_el.rodata" "only") 0]
+                  [(reference ".rodata" "calls_el.rodata" "step") 0]}
+                operands))
+         (is (re-find #"r1 = &calls in map calls_el.bss\[\d+\]\n" (asm/disassemble program)))))))
+  (testing "an offset in it is shown, and one that belongs to no variable counts from the map"
+    (let [at #'instructions/in-map
+          facts {:name "x.bss" :variables [{:name "a" :offset 0 :size 4}
+                                           {:name "b" :offset 8 :size 8}]}]
+      (is (= [{:map "x.bss" :id 7 :variable "a"} 3] (at 7 facts 3)))
+      (is (= [{:map "x.bss" :id 7} 4] (at 7 facts 4)))
+      (is (= [{:map "x.bss" :id 7 :variable "b"} 7] (at 7 facts 15)))
+      (is (= [{:map "x.bss" :id 7} 16] (at 7 facts 16)))
+      (is (= "f:\n   0: r1 = &b + 7 in map x.bss[7]\n"
+             (asm/disassemble {:name "f"
+                               :insns [[:ld-map-value :r1 {:map "x.bss" :id 7 :variable "b"}
+                                        7]]}))))))
+
+;; --- machine code
+
+(kernel-test machine-code-of-functions
+  (testing "the machine code of a program has the bytes, the address and the lines of functions"
+    (with-calls
+     (fn [p _]
+       (let [{:keys [name type address code lines functions]} (prog/machine-code p)]
+         (is (= ["on_enter" :raw-tracepoint nil] [name type functions]))
+         (is (= (:jited-bytes (prog/info p)) (count code)))
+         (is (pos? address))
+         (is (= #{:offset :file :line :column :text} (set (keys (first lines)))))
+         (is (= (map :offset lines) (sort (map :offset lines))))
+         (is (some #(= "calls++;" (str/trim (:text %))) lines))
+         (testing "at the address that the kernel lists"
+           (let [symbol (str "bpf_prog_" (:tag (prog/info p)) "_on_enter")
+                 kallsyms (Path/of "/proc/kallsyms" (make-array String 0))
+                 [_ listed] (re-find (re-pattern (str "(?m)^([0-9a-f]+) \\S " symbol "\\b"))
+                                     (String. (Files/readAllBytes kallsyms)))]
+             ;; Without net.core.bpf_jit_kallsyms the kernel lists no programs.
+             (is (contains? #{nil (Long/toHexString (unchecked-long address))} listed)))))))
+    (testing "and of other functions"
+      (with-open [m (bpf/create {:type :array :key :u32 :value :u32 :max-entries 1})
+                  p ^Closeable (prog/load {:type :socket-filter :name "t_parts"
+                                           :insns [[:lddw :r1 m]
+                                                   [:ld-func :r2 :f]
+                                                   [:mov64 :r3 0]
+                                                   [:mov64 :r4 0]
+                                                   [:call :for-each-map-elem]
+                                                   [:mov64 :r0 0]
+                                                   [:exit]
+                                                   :f
+                                                   [:mov64 :r0 0]
+                                                   [:exit]]})
+                  q ^Closeable (prog/load {:type :socket-filter :name "t_local"
+                                           :insns [[:call-local :f]
+                                                   [:exit]
+                                                   :f
+                                                   [:mov64 :r0 0]
+                                                   [:exit]]})]
+        (doseq [[program names] {p ["main" "callback1"] q ["t_local" "L1"]}]
+          (let [{:keys [name functions] :as main} (prog/machine-code program)
+                all (cons main (vals functions))]
+            (is (= names (cons name (keys functions)) (map :name all)))
+            (is (= (:jited-bytes (prog/info program)) (reduce + (map (comp count :code) all))))
+            (is (apply distinct? (map :address all)))))))))
+
+(kernel-test machine-code-errors
+  (testing "the error says why machine code cannot be read"
+    (with-open [p ^Closeable (prog/load {:type :socket-filter :insns [[:mov64 :r0 0] [:exit]]})]
+      (is (= [:not-found (str "The program has no machine code that this process can read: the "
+                              "kernel interprets programs if its JIT compiler is off "
+                              "(net.core.bpf_jit_enable); reading machine code requires CAP_BPF")]
+             ((juxt :bpfmap/error :message)
+              (fixture/unprivileged #(error-of (prog/machine-code p)))))))
+    (is (= [:permission (str "The kernel hides the machine code of the program: reading it requires "
+                             "CAP_SYSLOG, and fails if addresses of the kernel are hidden "
+                             "(kernel.kptr_restrict) or constants are blinded "
+                             "(net.core.bpf_jit_harden)")]
+           ((juxt :bpfmap/error :message)
+            (error-of (#'instructions/check-code {:code (byte-array 0) :size 165}
+                                                 {:op :machine-code})))))
+    (is (= "The program must be a result of load or open, got 7"
+           (:message (error-of (prog/machine-code 7)))))))
 
 (kernel-test instructions-errors
   (testing "the error says why instructions cannot be read"

@@ -40,6 +40,7 @@ public final class Info {
     public static final int PROG_TAG = 8;
     public static final int PROG_JITED_PROG_LEN = 16;
     public static final int PROG_XLATED_PROG_LEN = 20;
+    public static final int PROG_JITED_PROG_INSNS = 24;
     public static final int PROG_XLATED_PROG_INSNS = 32;
     public static final int PROG_LOAD_TIME = 40;
     public static final int PROG_CREATED_BY_UID = 48;
@@ -52,13 +53,20 @@ public final class Info {
      * end of the field before it.
      */
     public static final int PROG_GPL_COMPATIBLE = 84;
+    public static final int PROG_NR_JITED_KSYMS = 104;
+    public static final int PROG_NR_JITED_FUNC_LENS = 108;
+    public static final int PROG_JITED_KSYMS = 112;
+    public static final int PROG_JITED_FUNC_LENS = 120;
     public static final int PROG_BTF_ID = 128;
     public static final int PROG_FUNC_INFO_REC_SIZE = 132;
     public static final int PROG_FUNC_INFO = 136;
     public static final int PROG_NR_FUNC_INFO = 144;
     public static final int PROG_NR_LINE_INFO = 148;
     public static final int PROG_LINE_INFO = 152;
+    public static final int PROG_JITED_LINE_INFO = 160;
+    public static final int PROG_NR_JITED_LINE_INFO = 168;
     public static final int PROG_LINE_INFO_REC_SIZE = 172;
+    public static final int PROG_JITED_LINE_INFO_REC_SIZE = 176;
     public static final int PROG_RUN_TIME_NS = 192;
     public static final int PROG_RUN_CNT = 200;
     public static final int PROG_RECURSION_MISSES = 208;

@@ -138,20 +138,28 @@
 
 ;; --- prog top
 
+(defn- ran?
+  "Returns true if a program ran in the interval of its row."
+  [{:keys [average-ns]}]
+  (some? average-ns))
+
 (def ^:private top-columns
-  "The columns of `prog top`."
+  "The columns of `prog top`.
+
+  Those of a program that did not run are empty."
   [{:title "ID" :of :id}
    {:title "TYPE" :of :type :least 11 :rank 2}
    {:title "NAME" :of :name :least 15}
-   {:title "RUNS/S" :of (comp output/format-1dp :runs-per-second) :align :right}
+   {:title "RUNS/S" :of #(when (ran? %) (output/format-1dp (:runs-per-second %))) :align :right}
    {:title "AVERAGE" :of (comp views/nanoseconds-text :average-ns) :align :right}
-   {:title "CPU" :of #(str (output/format-1dp (:cpu-percent %)) "%") :align :right}
+   {:title "CPU" :of #(when (ran? %) (str (output/format-1dp (:cpu-percent %)) "%")) :align :right}
    {:title "RUNS" :of :runs :align :right :rank 1}
-   {:title "TIME" :of (comp views/nanoseconds-text :time-ns) :align :right :rank 1}])
+   {:title "TIME" :of #(when (pos? (long (:runs %))) (views/nanoseconds-text (:time-ns %)))
+    :align :right :rank 1}])
 
 (defn- top-titles [{:keys [programs elapsed rows]} {:keys [interval]}]
   [(str (output/plural programs "program" "programs") ", "
-        (count (filter #(pos? (double (:runs-per-second %))) rows)) " ran")
+        (count (filter ran? rows)) " ran")
    (str (.format (LocalTime/now) (DateTimeFormatter/ofPattern "HH:mm:ss")) ", every "
         (seconds-text interval) " s, measuring for " (output/format-1dp elapsed)
         " s; stop with Ctrl-C")
@@ -171,16 +179,14 @@
         (vswap! seen #(merge-with max % widths))
         (concat heading
                 (take 1 lines)
-                (map (fn [{:keys [runs-per-second]} line]
-                       (if (pos? (double runs-per-second)) {:style :bold :text line} line))
+                (map (fn [row line] (if (ran? row) {:style :bold :text line} line))
                      shown (rest lines)))))))
 
 (defn- print-top
   "Prints a frame without a terminal: the programs that ran."
   [frame options]
   (run! println (butlast (top-titles frame options)))
-  (run! println (output/table top-columns
-                              (filter #(pos? (double (:runs-per-second %))) (:rows frame))))
+  (run! println (output/table top-columns (filter ran? (:rows frame))))
   (println)
   (flush))
 

@@ -297,13 +297,15 @@
      :fn 'bpfmap.exec.programs/show :view 'bpfmap.exec.views/fields})
    (merge
     program-ref
-    {:name "prog dump" :group "Programs and links" :args [:ref]
+    {:name "prog dump" :group "Programs and links" :args [:ref] :options [:jited]
      :doc "Print the instructions of a loaded program"
      :text ["Prints what the kernel runs: the verifier inlines some calls and removes"
-            "dead code. Maps and functions have their names, and source lines are"
-            "shown if the program was loaded with them. Requires CAP_BPF."]
-     :examples [{:ref "count_packets"}]
-     :fn 'bpfmap.exec.programs/dump :view 'bpfmap.exec.views/assembly})
+            "dead code. Maps, variables and functions have their names, and source lines"
+            "are shown if the program was loaded with them. With --jited, prints the bytes"
+            "of the machine code, which a disassembler can read: pipe it to `llvm-mc"
+            "--disassemble`. Requires CAP_BPF, and --jited CAP_SYSLOG."]
+     :examples [{:ref "count_packets"} {:ref "count_packets" :jited true}]
+     :fn 'bpfmap.exec.programs/dump :view 'bpfmap.exec.views/program})
    {:name "prog top" :group "Programs and links" :defaults {:interval 1.0} :reduces true
     :options [:interval :seconds :where :sort :limit]
     :docs {:seconds "Duration in seconds (default: until Ctrl-C)"}

@@ -81,6 +81,7 @@
 
    ;; --- objects
    :program {:takes "NAME" :kind :text :doc "Program or function to print as assembly"}
+   :jited {:kind :flag :doc "Print the machine code instead, as bytes"}
    :only {:takes "PROGRAM" :kind :text :many true
           :doc "Program to run, instead of all; can be repeated"}
    :target {:takes "NAME=TARGET" :kind :targets :many true

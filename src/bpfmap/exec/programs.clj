@@ -48,9 +48,11 @@
 (defn dump
   "Returns the instructions of a program, as `bpfmap.prog/instructions` does.
 
+  With `:jited`, returns its machine code, as `bpfmap.prog/machine-code` does.
+
       (dump {:ref {:id 30}}) ;=> {:name \"count\", :insns [[:mov64 :r0 0] [:exit]], :type :xdp}"
-  [options]
-  (with-program options prog/instructions))
+  [{:keys [jited] :as options}]
+  (with-program options (if jited prog/machine-code prog/instructions)))
 
 ;; --- top
 
@@ -86,16 +88,18 @@
 (defn- row
   "Returns the row of a program.
 
-  It is made of its counters now, at the reading before, and when measuring began."
+  It is made of its counters now, at the reading before, and when measuring began. A program that
+  did not run has no average."
   [{:keys [id type name] :as info} before begun seconds]
   (let [runs (more :run-count info before)
-        time (more :run-time-ns info before)]
-    (array-map :id id :type type :name name
-               :runs-per-second (rounded (/ runs (double seconds)))
-               :average-ns (if (pos? runs) (rounded (/ time (double runs))) 0.0)
-               :cpu-percent (rounded (/ time (double seconds) 1e7))
-               :runs (more :run-count info begun)
-               :time-ns (more :run-time-ns info begun))))
+        time (more :run-time-ns info before)
+        row (array-map :id id :type type :name name
+                       :runs-per-second (rounded (/ runs (double seconds)))
+                       :average-ns (when (pos? runs) (rounded (/ time (double runs))))
+                       :cpu-percent (rounded (/ time (double seconds) 1e7))
+                       :runs (more :run-count info begun)
+                       :time-ns (more :run-time-ns info begun))]
+    (if (pos? runs) row (dissoc row :average-ns))))
 
 (defn- selected
   "Returns the rows that the options select: by default, the busiest first."
@@ -130,7 +134,7 @@
   | `:rows`                | programs: `:id :type :name :runs-per-second :average-ns :cpu-percent :runs :time-ns` |
 
   The kernel measures during the reduction. `:average-ns` and `:cpu-percent` are of the interval,
-  `:runs` and `:time-ns` since measuring began. The reduction ends after `:seconds`, or when the
+  `:runs` and `:time-ns` since measuring began. `:average-ns` is missing if the program did not run. The reduction ends after `:seconds`, or when the
   promise `stop` is delivered.
 
       (reduce (fn [_ frame] (println (first (:rows frame)))) nil (top {:interval 1.0 :seconds 10}))"

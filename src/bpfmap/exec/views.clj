@@ -525,12 +525,59 @@
   {:lines [(str "link " id " (" (output/cell type) ") is detached"
                 (when attached-to (str " from " (output/cell attached-to))))]})
 
+;; --- code
+
+(def ^:private code-width "The number of bytes in a line of machine code." 16)
+
+(defn- code-rows
+  "Returns the lines of code between two offsets, with the offset of each line.
+
+  Assemblers read such lines: bytes in hexadecimal, and comments from a # on."
+  [code from to]
+  (let [shown (for [at (range from to code-width)]
+                [at (str/join " " (for [i (range at (min (long to) (+ (long at)
+                                                                      (long code-width))))]
+                                    (format "0x%02x" (bit-and 0xff (long (nth code i))))))])]
+    (for [[at octets] shown]
+      (str octets (.repeat " " (- (* 5 (long code-width)) (count octets))) "# "
+           (format "%4x" at)))))
+
+(defn- function-code
+  "Returns the machine code of a function as lines, with source lines as comments."
+  [{:keys [name address code lines]}]
+  (let [size (count code)
+        blocks (->> lines
+                    (remove #(= 0 (:line %)))
+                    (partition-by (juxt :file :line :text))
+                    (map first)
+                    (sort-by :offset))
+        starts (map :offset blocks)
+        ends (concat (rest starts) [size])]
+    (concat
+     [(str "# " (output/cell name) ": " (output/plural size "byte" "bytes")
+           (when address (str " at 0x" (.toString (biginteger address) 16))))]
+     (code-rows code 0 (if (seq starts) (first starts) size))
+     (mapcat (fn [{:keys [file line text]} from to]
+               (cons (str "# " (output/cell (str/trim text)) " @ " (output/cell file) ":" line)
+                     (code-rows code from to)))
+             blocks starts ends))))
+
+(defn- machine-code
+  "Renders the machine code of a program, and then of its other functions."
+  [{:keys [functions] :as program}]
+  {:lines (mapcat function-code (cons program (vals functions)))})
+
 (defn assembly
   "Renders the instructions of a program, and then of its other functions."
   [{:keys [functions] :as program} _options]
   ;; The assembler is loaded on demand, because no other command needs it.
   (let [text (requiring-resolve 'bpfmap.asm/disassemble)]
     {:lines (mapcat (comp str/split-lines text) (cons program (vals functions)))}))
+
+(defn program
+  "Renders a program as assembly, or its machine code as bytes in hexadecimal."
+  [found options]
+  (if (:code found) (machine-code found) (assembly found options)))
 
 ;; --- one object
 

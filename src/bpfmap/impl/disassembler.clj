@@ -266,7 +266,7 @@
   A map of a loaded program has an id, and not always a name."
   [x]
   (cond
-    (and (map? x) (= #{:map :id} (set (keys x)))) (str "map " (:map x) "[" (:id x) "]")
+    (and (map? x) (:id x)) (str "map " (:map x) "[" (:id x) "]")
     (and (map? x) (= 1 (count x))) (let [[kind what] (first x)]
                                      (if (#{:function :variable :section :kconfig} kind)
                                        (plain what)
@@ -302,8 +302,10 @@
                     (str (plain a) " = " b " ll")
                     (str (plain a) " = " (when (:function b) "&") (reference b)))
       [:to :function] (str (plain a) " = &" (plain b))
-      [:to :map :map-offset] (str (plain a) " = &" (reference b)
-                                      (when (not= 0 c) (str " + " c)))
+      [:to :map :map-offset] (let [variable (when (:id b) (:variable b))]
+                               (str (plain a) " = &" (or variable (reference b))
+                                    (when (not= 0 c) (str " + " c))
+                                    (when variable (str " in " (reference b)))))
       [:to :memory-from] (if (str/starts-with? op "load-acquire")
                            (str (data a) " = load_acquire(" (pointer b) ")")
                            (let [signed? (str/starts-with? op "ldxs")]

@@ -39,7 +39,7 @@
      :vars [map-type map-flag operation element-flag conditional-write program-type helper report
             possible-cpus]}
     {:name pod.bpfmap.prog :of bpfmap.prog
-     :vars [load open info pin! instructions test-run attach-raw-tracepoint]}
+     :vars [load open info pin! instructions machine-code test-run attach-raw-tracepoint]}
     {:name pod.bpfmap.link :of bpfmap.link
      :vars [target attach open info attached update! detach! pin!]}
     {:name pod.bpfmap.events :of bpfmap.events

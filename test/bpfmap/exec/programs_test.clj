@@ -1,9 +1,12 @@
 (ns bpfmap.exec.programs-test
   "The commands about programs and links, as functions and as command lines."
   (:require [bpfmap.cli.calling :refer [bpfmap edn-of lines-of read-edn refused words]]
+            [bpfmap.cli.live-commands :as live-commands]
             [bpfmap.core :as bpf]
             [bpfmap.exec :as exec]
+            [bpfmap.exec.output :as output]
             [bpfmap.exec.program-info :as program-info]
+            [bpfmap.exec.views :as views]
             [bpfmap.fixture :as fixture :refer [error-of kernel-test]]
             [bpfmap.host :as host]
             [bpfmap.impl.kernel.procfs :as procfs]
@@ -54,10 +57,16 @@
       (recur (dec attempts))))
   (with-another-counter f))
 
-(defn- without-statistics
-  "Returns a row without counters, which change while another process asks for them."
+(defn- held-here
+  "Returns a row without other holders: a process that lists objects holds each for a moment."
   [row]
-  (dissoc row :run-count :run-time-ns))
+  (cond-> row
+    (:held row) (update :held (partial filterv #(= this-pid (:pid %))))))
+
+(defn- without-statistics
+  "Returns a row without what other processes change by listing or measuring programs."
+  [row]
+  (held-here (dissoc row :run-count :run-time-ns)))
 
 ;; --- prog list and show
 
@@ -160,6 +169,43 @@
                  "   5: exit"]
                 (lines-of "prog" "dump" counter))))))))
 
+(defn- assembled
+  "Returns the text of llvm-mc for lines with bytes; nil if it is not installed."
+  [lines]
+  (when (fixture/executable "llvm-mc")
+    (let [file (java.io.File/createTempFile "bpfmap" ".txt")]
+      (try
+        (spit file (str/join "\n" lines))
+        (:out (fixture/run ["llvm-mc" "--disassemble" (str file)]))
+        (finally (.delete file))))))
+
+(kernel-test dumped-machine-code
+  (testing "prog dump --jited prints bytes that a disassembler reads"
+    (with-open [p ^Closeable (prog/load {:type :socket-filter :name counter
+                                         :insns [[:mov64 :r0 0] [:exit]]})]
+      (let [[heading & lines] (lines-of "prog" "dump" (id-of p) "--jited")
+            size (:jited-bytes (prog/info p))]
+        (is (re-matches (re-pattern (str "# " counter ": " size " bytes at 0x[0-9a-f]+")) heading))
+        (is (every? #(re-matches #"(0x[0-9a-f]{2} )+ *# +[0-9a-f]+" %) lines))
+        (is (= size (count (re-seq #"0x[0-9a-f]{2}" (str/join " " lines)))))
+        (when-let [text (and (= "amd64" (System/getProperty "os.arch"))
+                             (assembled (cons heading lines)))]
+          ;; The function returns, or jumps to the code that does it in its place.
+          (is (re-find #"leave\s+(retq|jmp\s+\S+)\s*$" text))))
+      (is (= (prog/machine-code p) (exec/prog-dump {:ref p :jited true})))
+      (is (= (:address (prog/machine-code p))
+             (:address (edn-of "prog" "dump" (id-of p) "--jited"))))))
+  (testing "source lines are comments before their code"
+    (is (= ["# f: 4 bytes at 0xffffffffc0000000"
+            (str "0x01" (apply str (repeat 76 " ")) "#    0")
+            "# a = 1; @ a.c:3"
+            (str "0x02 0x03 0x04" (apply str (repeat 66 " ")) "#    1")]
+           (:lines (views/program {:name "f" :address 18446744072635809792N
+                                   :code [1 2 3 4]
+                                   :lines [{:offset 1 :file "a.c" :line 3 :text "  a = 1;"}
+                                           {:offset 2 :file "a.c" :line 3 :text "  a = 1;"}]}
+                                  nil))))))
+
 ;; --- prog top
 
 (defn- calls!
@@ -186,6 +232,17 @@
          (is (pos? (:runs-per-second b)))
          (is (< 0.04 (:interval (second frames)) 5))
          (is (< (:elapsed (first frames)) (:elapsed (second frames))))
+         (testing "a program that did not run has no average"
+           (with-open [idle ^Closeable (prog/load {:type :socket-filter :name "t_idle"
+                                                   :insns [[:mov64 :r0 0] [:exit]]})]
+             (let [[[row]] (into [] (map :rows)
+                                 (exec/prog-top {:seconds 0.05
+                                                 :where (str "id=" (id-of idle))}))]
+               (is (= {:id (id-of idle) :type :socket-filter :name "t_idle" :runs-per-second 0.0
+                       :cpu-percent 0.0 :runs 0 :time-ns 0}
+                      row))
+               (is (= ["socket-filter" "t_idle" "-" "-" "-" "0" "-"]
+                      (rest (words (last (output/table @#'live-commands/top-columns [row])))))))))
          (testing "and no longer"
            (let [runs #(:run-count (prog/info p))
                  before (runs)]
@@ -239,9 +296,10 @@
                        :tracepoint "sys_enter"}]
          (prog/pin! a pin)
          (try
-           (is (= expected (first (exec/link-list {:where (str "id=" (id-of a))}))))
-           (is (= expected (exec/link-show {:ref (id-of a)}) (exec/link-show {:ref pin})
-                  (exec/link-show {:ref a}) (edn-of "link" "show" pin)))
+           (is (= expected (held-here (first (exec/link-list {:where (str "id=" (id-of a))})))))
+           (is (= expected (held-here (exec/link-show {:ref (id-of a)}))
+                  (held-here (exec/link-show {:ref pin})) (held-here (exec/link-show {:ref a}))
+                  (held-here (edn-of "link" "show" pin))))
            (is (= [{:attached-to "sys_enter" :program (:program expected)}]
                   (exec/link-list {:where [(str "program.name=" counter) "attached-to~^sys"]
                                    :columns "attached-to,program"})))

@@ -299,7 +299,7 @@
 (def ^:private ^:const line-record "Bytes of `struct bpf_line_info`." 16)
 
 (defn- sizes
-  "Returns the sizes of the parts of a program that [[instructions]] reads.
+  "Returns the sizes of the parts of a program, for [[read-parts]].
 
   All are 0 for a process without CAP_BPF."
   [^Fd fd ctx]
@@ -307,7 +307,83 @@
              (fn [memory _]
                {:bytes (call/u32 memory Info/PROG_XLATED_PROG_LEN)
                 :functions (call/u32 memory Info/PROG_NR_FUNC_INFO)
-                :lines (call/u32 memory Info/PROG_NR_LINE_INFO)})))
+                :lines (call/u32 memory Info/PROG_NR_LINE_INFO)
+                :code (call/u32 memory Info/PROG_JITED_PROG_LEN)
+                :symbols (call/u32 memory Info/PROG_NR_JITED_KSYMS)
+                :lengths (call/u32 memory Info/PROG_NR_JITED_FUNC_LENS)
+                :code-lines (call/u32 memory Info/PROG_NR_JITED_LINE_INFO)})))
+
+(def ^:private parts
+  "Parts of a program that the kernel writes, as `[buffer count element-size]`.
+
+  Each is an offset in `struct bpf_prog_info`: of the address of a buffer, and of two numbers. The
+  count of code and instructions is in bytes. Some elements have a fixed size."
+  {:bytes [Info/PROG_XLATED_PROG_INSNS Info/PROG_XLATED_PROG_LEN nil]
+   :functions [Info/PROG_FUNC_INFO Info/PROG_NR_FUNC_INFO Info/PROG_FUNC_INFO_REC_SIZE]
+   :lines [Info/PROG_LINE_INFO Info/PROG_NR_LINE_INFO Info/PROG_LINE_INFO_REC_SIZE]
+   :code [Info/PROG_JITED_PROG_INSNS Info/PROG_JITED_PROG_LEN nil]
+   :symbols [Info/PROG_JITED_KSYMS Info/PROG_NR_JITED_KSYMS nil]
+   :lengths [Info/PROG_JITED_FUNC_LENS Info/PROG_NR_JITED_FUNC_LENS nil]
+   :code-lines [Info/PROG_JITED_LINE_INFO Info/PROG_NR_JITED_LINE_INFO
+                Info/PROG_JITED_LINE_INFO_REC_SIZE]})
+
+(def ^:private element-sizes
+  "The bytes of an element of each part of a program."
+  {:bytes 1 :code 1 :functions function-record :lines line-record :symbols 8 :lengths 4
+   :code-lines 8})
+
+(defn- read-parts
+  "Returns some parts of a program as buffers, by name.
+
+  A part that is empty, or that the kernel hides from this process, is left out: then the kernel
+  clears the address of the buffer."
+  [^Fd fd sizes wanted ctx]
+  (call/info
+   "Reading the program's info" fd info-size ctx
+   (fn [^Attr attr memory]
+     (into {}
+           (for [part wanted
+                 :let [n (long (sizes part))
+                       [at count-at size-at] (parts part)
+                       size (long (element-sizes part))]
+                 :when (pos? n)]
+             (let [^MemorySegment buffer (.spare attr (* n size))]
+               (Bytes/put32 memory count-at n false)
+               (when size-at (Bytes/put32 memory size-at size false))
+               (Bytes/put64 memory at (.address buffer) false)
+               [part buffer]))))
+   (fn [memory buffers]
+     (into {}
+           (for [[part buffer] buffers
+                 :when (not (zero? (Bytes/get64 memory (first (parts part)) false)))]
+             [part (Bytes/copyOut buffer 0 (int (* (long (sizes part))
+                                                   (long (element-sizes part)))))])))))
+
+(defn- elements
+  "Returns `(f buffer offset)` of each element of a part; nil if it was not read."
+  [found part f]
+  (when-let [^bytes octets (found part)]
+    (let [buffer (.order (ByteBuffer/wrap octets) (ByteOrder/nativeOrder))
+          size (long (element-sizes part))]
+      (mapv #(f buffer (* size (long %))) (range (quot (alength octets) size))))))
+
+(defn- u32-at [^ByteBuffer buffer at]
+  (bit-and 0xffffffff (long (.getInt buffer (int at)))))
+
+(defn- u64-at [^ByteBuffer buffer at]
+  (.getLong buffer (int at)))
+
+(defn- functions-of [found]
+  (elements found :functions
+            (fn [buffer at] {:slot (u32-at buffer at) :type-id (u32-at buffer (+ 4 (long at)))})))
+
+(defn- lines-of [found]
+  (elements found :lines
+            (fn [buffer at]
+              (let [word #(long (u32-at buffer (+ (long at) (* 4 (long %)))))]
+                {:slot (word 0) :file (word 1) :text (word 2)
+                 :line (bit-shift-right (word 3) 10)
+                 :column (bit-and 0x3ff (word 3))}))))
 
 (defn instructions
   "Returns the instructions of an open program, as the kernel runs them.
@@ -316,42 +392,28 @@
   where texts are offsets in the strings of the BTF. The array is empty if the kernel hides the
   instructions. Functions and lines need Linux 5.0."
   [^Fd fd ctx]
-  (let [{:keys [bytes functions lines]} (sizes fd ctx)]
-    (call/info
-     "Reading the program's instructions" fd info-size ctx
-     (fn [^Attr attr memory]
-       (let [room (fn [pointer size]
-                    (when (pos? (long size))
-                      (let [^MemorySegment buffer (.spare attr size)]
-                        (Bytes/put64 memory pointer (.address buffer) false)
-                        buffer)))
-             records (fn [pointer count-at size-at n size]
-                       (when (pos? (long n))
-                         (Bytes/put32 memory count-at (long n) false)
-                         (Bytes/put32 memory size-at (long size) false)
-                         (room pointer (* (long n) (long size)))))]
-         (Bytes/put32 memory Info/PROG_XLATED_PROG_LEN (long bytes) false)
-         {:insns (room Info/PROG_XLATED_PROG_INSNS bytes)
-          :functions (records Info/PROG_FUNC_INFO Info/PROG_NR_FUNC_INFO
-                              Info/PROG_FUNC_INFO_REC_SIZE functions function-record)
-          :lines (records Info/PROG_LINE_INFO Info/PROG_NR_LINE_INFO
-                          Info/PROG_LINE_INFO_REC_SIZE lines line-record)}))
-     (fn [^MemorySegment memory {:keys [insns] :as buffers}]
-       ;; The kernel clears the address of instructions that it hides.
-       (let [hidden? (zero? (Bytes/get64 memory Info/PROG_XLATED_PROG_INSNS false))
-             records (fn [part n size f]
-                       (when-let [buffer (part buffers)]
-                         (mapv #(f (fn [field] (call/u32 buffer (+ (* (long %) (long size))
-                                                                   (long field)))))
-                               (range n))))]
-         {:insns (if (or hidden? (nil? insns)) (byte-array 0) (Bytes/copyOut insns 0 (int bytes)))
-          :functions (records :functions functions function-record
-                              (fn [u32] {:slot (u32 0) :type-id (u32 4)}))
-          :lines (records :lines lines line-record
-                          (fn [u32]
-                            {:slot (u32 0) :file (u32 4) :text (u32 8)
-                             :line (bit-shift-right (long (u32 12)) 10)
-                             :column (bit-and 0x3ff (long (u32 12)))}))})))))
+  (let [found (read-parts fd (sizes fd ctx) [:bytes :functions :lines] ctx)]
+    {:insns (or (:bytes found) (byte-array 0))
+     :functions (functions-of found)
+     :lines (lines-of found)}))
+
+(defn machine-code
+  "Returns the machine code of an open program.
+
+  The result is `{:code array :addresses [n] :lengths [n] :functions [{:slot :type-id}] :lines
+  [{:slot :file :text :line :column}] :line-addresses [n]}`. The code of the functions is in one
+  array, one function behind the other. The array is empty without machine code, and if the kernel
+  hides it; then the addresses are hidden too. Addresses and lengths need Linux 4.18."
+  [^Fd fd ctx]
+  (let [{:keys [code] :as sizes} (sizes fd ctx)
+        found (read-parts fd sizes (keys (dissoc parts :bytes)) ctx)]
+    {:code (or (:code found) (byte-array 0))
+     :size code
+     :addresses (elements found :symbols u64-at)
+     :lengths (elements found :lengths u32-at)
+     :functions (functions-of found)
+     :lines (lines-of found)
+     :line-addresses (elements found :code-lines u64-at)}))
 
 ;; --- statistics
 

@@ -1,11 +1,12 @@
 (ns ^:no-doc bpfmap.impl.prog.instructions
-  "Reads the instructions of a loaded program, as the kernel runs them.
+  "Reads the instructions of a loaded program, as the kernel runs them, and its machine code.
 
-  The verifier has changed them: it inlines some lookups, resolves CO-RE relocations and calls, and
-  removes dead code. What the kernel writes as numbers becomes references by name: maps by their
-  ids, calls by the function records of the program, and calls of the kernel by the symbols of the
-  kernel."
+  The verifier has changed the instructions: it inlines some lookups, resolves CO-RE relocations and
+  calls, and removes dead code. What the kernel writes as numbers becomes references by name: maps
+  by their ids, variables by the BTF of their maps, calls by the function records of the program,
+  and calls of the kernel by the symbols of the kernel."
   (:require [bpfmap.btf :as btf]
+            [bpfmap.bytes :as bytes]
             [bpfmap.error :as error]
             [bpfmap.impl.btf.blob :as blob]
             [bpfmap.impl.disassembler :as disassembler]
@@ -17,7 +18,8 @@
             [bpfmap.impl.kernel.prog :as kernel.prog]
             [clojure.string :as str])
   (:import (clojure.lang ExceptionInfo)
-           (java.nio ByteBuffer ByteOrder)))
+           (java.nio ByteBuffer ByteOrder)
+           (java.util Arrays)))
 
 (set! *warn-on-reflection* true)
 
@@ -59,12 +61,47 @@
       (when-not (#{:not-found :permission :malformed-btf} (:bpfmap/error (ex-data e)))
         (throw e)))))
 
-(defn- map-name [id ctx]
+(defn- btf-of
+  "Returns the BTF object of an id; nil if it cannot be read."
+  [id ctx]
+  (or-nothing #(btf/parse (:bytes (kernel.btf/blob id ctx)))))
+
+(defn- variables-of
+  "Returns the variables in the value of a map, as `{:name :offset :size}`, or nil.
+
+  The value of such a map is a data section, such as .bss. `read-btf` returns the BTF of an id."
+  [{:keys [btf-id btf-value-type-id]} read-btf]
+  (when-let [b (and btf-id btf-value-type-id (read-btf btf-id))]
+    (or-nothing
+     #(when (= :datasec (blob/kind b btf-value-type-id))
+        (into []
+              (keep (fn [{:keys [type offset size]}]
+                      (when-let [name (not-empty (blob/name-of b type))]
+                        {:name name :offset offset :size size})))
+              (:vars (blob/record b btf-value-type-id)))))))
+
+(defn- map-facts
+  "Returns the name and the variables of a map: `{:name :variables}`."
+  [id read-btf ctx]
   (or (or-nothing #(let [fd (call/open-id :map id (assoc ctx :op :open))]
                      (try
-                       (:name (kernel.map/info fd ctx nil))
+                       (let [{:keys [name] :as info} (kernel.map/info fd ctx nil)]
+                         {:name name :variables (variables-of info read-btf)})
                        (finally (call/close fd)))))
-      ""))
+      {:name ""}))
+
+(defn- in-map
+  "Returns the operands for an offset in a map: a reference, and an offset in it.
+
+  If a variable is there, the reference has its name, and the offset counts from its start."
+  [id {:keys [name variables]} offset]
+  (let [offset (long offset)
+        reference {:map name :id id}
+        within? (fn [{start :offset :keys [size]}]
+                  (< -1 (- offset (long start)) (long size)))]
+    (if-let [{start :offset variable :name} (some #(when (within? %) %) variables)]
+      [(assoc reference :variable variable) (- offset (long start))]
+      [reference offset])))
 
 (def ^:private helper-symbols
   "Names of helpers by the names of their functions in the kernel."
@@ -89,11 +126,11 @@
           register (get registers dst)]
       (cond
         (and (wide? fields) register (= map-source src))
-        [:lddw register {:map (maps imm) :id imm}]
+        [:lddw register {:map (:name (maps imm)) :id imm}]
 
         (and (wide? fields) register (= map-value-source src))
-        [:ld-map-value register {:map (maps imm) :id imm}
-         (bit-and 0xffffffff (long (:next fields)))]
+        (into [:ld-map-value register]
+              (in-map imm (maps imm) (bit-and 0xffffffff (long (:next fields)))))
 
         (and (wide? fields) register (= function-source src))
         (when-let [name (names (+ next-slot (long imm)))] [:lddw register {:function name}])
@@ -165,16 +202,17 @@
   (let [{:keys [^bytes insns lines] :as found} (kernel.prog/instructions fd ctx)
         _ (check-readable insns ctx)
         {:keys [name type btf-id]} (kernel.prog/brief-info fd ctx)
+        read-btf (memoize #(btf-of % ctx))
         buffer (.order (ByteBuffer/wrap insns) (ByteOrder/nativeOrder))
         {:keys [starts slots]} (disassembler/starts buffer)
-        b (when btf-id (or-nothing #(btf/parse (:bytes (kernel.btf/blob btf-id ctx)))))
+        b (when btf-id (read-btf btf-id))
         functions (named (slices found (count slots)) b name)
         at-starts (map slots starts)
         distances (into #{} (comp (filter kernel-call?) (map :imm)) at-starts)
         ids (into #{} (comp (filter #(and (wide? %) (#{map-source map-value-source} (:src %))))
                             (map :imm))
                   at-starts)
-        context {:maps (into {} (map (fn [id] [id (map-name id ctx)])) ids)
+        context {:maps (into {} (map (fn [id] [id (map-facts id read-btf ctx)])) ids)
                  :symbols (when (seq distances)
                             (procfs/kernel-symbols "__bpf_call_base" distances))
                  :names (into {} (map (juxt :slot :name)) functions)
@@ -191,5 +229,65 @@
                              (substitute context slot))}
               (seq lines) (assoc :lines lines))))
         [main & others] (map read-function functions)]
+    (cond-> (assoc main :type type)
+      (seq others) (assoc :functions (into (array-map) (map (juxt :name identity)) others)))))
+
+;; --- machine code
+
+(defn- check-code [{:keys [^bytes code size]} ctx]
+  (when (zero? (alength code))
+    (throw
+     (if (zero? (long size))
+       (error/error :not-found "The program has no machine code that this process can read"
+                    {:bpfmap/op (:op ctx)
+                     :bpfmap/hint (str "the kernel interprets programs if its JIT compiler is off "
+                                       "(net.core.bpf_jit_enable); reading machine code requires "
+                                       "CAP_BPF")})
+       (error/error :permission "The kernel hides the machine code of the program"
+                    {:bpfmap/op (:op ctx)
+                     :bpfmap/hint (str "reading it requires CAP_SYSLOG, and fails if addresses of "
+                                       "the kernel are hidden (kernel.kptr_restrict) or constants "
+                                       "are blinded (net.core.bpf_jit_harden)")})))))
+
+(defn- code-lines
+  "Returns the source lines of a function by the offset of their code.
+
+  `from` is the address of the function, and `size` the number of its bytes."
+  [{:keys [lines line-addresses]} b from size]
+  (when b
+    (into []
+          (keep (fn [[{:keys [file text line column]} address]]
+                  (let [offset (- (long address) (long from))]
+                    (when (< -1 offset (long size))
+                      {:offset offset :file (blob/string b file) :line line :column column
+                       :text (blob/string b text)}))))
+          (map vector lines line-addresses))))
+
+(defn machine-code
+  "Returns the machine code of an open program, see `bpfmap.prog/machine-code`."
+  [fd ctx]
+  (let [found (kernel.prog/machine-code fd ctx)
+        {:keys [^bytes code addresses lengths functions]} found
+        _ (check-code found ctx)
+        {:keys [name type btf-id]} (kernel.prog/brief-info fd ctx)
+        b (when btf-id (btf-of btf-id ctx))
+        lengths (or lengths [(alength code)])
+        n (count lengths)
+        ;; A program whose functions have no records: these are numbered.
+        records (if (= n (count functions))
+                  functions
+                  (map (fn [i] {:slot i :type-id 0}) (range n)))
+        [main & others]
+        (map (fn [{:keys [name]} at size address]
+               (let [lines (when address (code-lines found b address size))]
+                 (cond-> {:name name
+                          :code (bytes/wrap (Arrays/copyOfRange code (int at)
+                                                                (int (+ (long at) (long size)))))}
+                   address (assoc :address (if (neg? (long address))
+                                             (+ 18446744073709551616N address)
+                                             address))
+                   (seq lines) (assoc :lines lines))))
+             (named records (when (= records functions) b) name)
+             (reductions + 0 lengths) lengths (concat addresses (repeat nil)))]
     (cond-> (assoc main :type type)
       (seq others) (assoc :functions (into (array-map) (map (juxt :name identity)) others)))))
