@@ -9,12 +9,18 @@
 (require '[clojure.java.io :as io]
          '[clojure.string :as str]
          '[clojure.walk :as walk])
+(import 'java.io.StringReader)
 
 (def clojure-namespaces
   "Namespaces of Clojure's own that every start loads, and that are compiled again in this way. Those of clojure.spec are
   not: the compiler is using them."
   '[clojure.string clojure.edn clojure.walk clojure.set clojure.java.io clojure.instant clojure.uuid
-    clojure.core.server clojure.main])
+    clojure.main])
+
+(def server
+  "What stands in for clojure.core.server, which Clojure loads at every start with clojure.main and clojure.spec, for the
+  socket servers that system properties ask for. The command line has none."
+  "(ns clojure.core.server) (defn start-servers [_])")
 
 (defn refers-to-core?
   "Returns true if a form refers to all of clojure.core."
@@ -52,4 +58,5 @@
             *compiler-options* {:direct-linking true :elide-meta [:file :line :column]}]
     (run! compile (map symbol namespaces))
     (binding [*compile-files* true]
-      (run! compile-again clojure-namespaces))))
+      (run! compile-again clojure-namespaces)
+      (clojure.lang.Compiler/compile (StringReader. server) "clojure/core/server.clj" "server.clj"))))

@@ -11,7 +11,8 @@ import java.util.Arrays;
  * Opens all maps of a host one after the other, and reads their infos into one buffer.
  *
  * <p>A process that lists thousands of maps and then ends runs most of its code in the interpreter.
- * It therefore counts how much code runs for each map; this class needs little. The benchmark is
+ * It therefore counts how much code runs for each map; this class needs little: each command has an
+ * attribute of its own, in which only what changes is written. The benchmark is
  * {@code bench-lifecycle}. For use by one thread.
  *
  * <pre>{@code
@@ -30,8 +31,14 @@ public final class MapScanner implements AutoCloseable {
 
     private static final int INFO_SIZE = 88;
 
-    private static final long ATTR = CallBuffer.ATTR;
-    private static final long INFO = ATTR + Abi.BATCH_SIZE + 7 & ~7L;
+    private static final int ID_SIZE = Abi.ID_OPEN_FLAGS + 4;
+    private static final int INFO_ATTR_SIZE = Abi.INFO_INFO + 8;
+
+    /** Offsets of the attributes of the commands on ids, infos and batches. */
+    private static final long ID_ATTR = CallBuffer.ATTR;
+    private static final long INFO_ATTR = ID_ATTR + ID_SIZE + 7 & ~7L;
+    private static final long BATCH_ATTR = INFO_ATTR + INFO_ATTR_SIZE + 7 & ~7L;
+    private static final long INFO = BATCH_ATTR + Abi.BATCH_SIZE + 7 & ~7L;
     /**
      * Offset of the entries. The kernel writes its cursor there too, as the last step: four bytes
      * or a key.
@@ -42,7 +49,6 @@ public final class MapScanner implements AutoCloseable {
     private final Arena arena = Arena.ofConfined();
     private final MemorySegment memory = arena.allocate(SIZE, 64);
     private final MemorySegment capture = memory.asSlice(0, Native.CAPTURE_SIZE);
-    private final MemorySegment attr = memory.asSlice(ATTR, Abi.BATCH_SIZE);
     private final long address = memory.address();
 
     /** The info of the map, after {@link #readInfo}. */
@@ -51,8 +57,16 @@ public final class MapScanner implements AutoCloseable {
     /** The descriptor of the open map, -1 if there is none. */
     private int number = -1;
 
-    private long bpf(int command, int size) {
-        return Native.bpf(capture, command, address + ATTR, size);
+    /** Allocates the memory. {@link #close} frees it. */
+    public MapScanner() {
+        memory.set(JAVA_INT, ID_ATTR + Abi.ID_OPEN_FLAGS, Abi.BPF_F_RDONLY);
+        memory.set(JAVA_LONG, INFO_ATTR + Abi.INFO_INFO, address + INFO);
+        memory.set(JAVA_LONG, BATCH_ATTR + Abi.BATCH_OUT_BATCH, address + ENTRIES);
+        memory.set(JAVA_LONG, BATCH_ATTR + Abi.BATCH_KEYS, address + ENTRIES);
+    }
+
+    private long bpf(int command, long attr, int size) {
+        return Native.bpf(capture, command, address + attr, size);
     }
 
     /**
@@ -65,16 +79,15 @@ public final class MapScanner implements AutoCloseable {
         int n = 0;
         int id = 0;
         while (true) {
-            attr.fill((byte) 0);
-            attr.set(JAVA_INT, Abi.ID_START_ID, id);
-            long outcome = bpf(Abi.BPF_MAP_GET_NEXT_ID, Abi.ID_NEXT_ID + 4);
+            memory.set(JAVA_INT, ID_ATTR + Abi.ID_START_ID, id);
+            long outcome = bpf(Abi.BPF_MAP_GET_NEXT_ID, ID_ATTR, Abi.ID_NEXT_ID + 4);
             if (outcome == -Abi.ENOENT) {
                 return Arrays.copyOf(ids, n);
             }
             if (outcome < 0) {
                 throw new ErrnoException((int) outcome);
             }
-            id = attr.get(JAVA_INT, Abi.ID_NEXT_ID);
+            id = memory.get(JAVA_INT, ID_ATTR + Abi.ID_NEXT_ID);
             if (n == ids.length) {
                 ids = Arrays.copyOf(ids, 2 * n);
             }
@@ -89,12 +102,10 @@ public final class MapScanner implements AutoCloseable {
      */
     public long open(int id) {
         closeMap();
-        attr.fill((byte) 0);
-        attr.set(JAVA_INT, Abi.ID_START_ID, id);
-        attr.set(JAVA_INT, Abi.ID_OPEN_FLAGS, Abi.BPF_F_RDONLY);
-        long outcome = bpf(Abi.BPF_MAP_GET_FD_BY_ID, Abi.ID_OPEN_FLAGS + 4);
+        memory.set(JAVA_INT, ID_ATTR + Abi.ID_START_ID, id);
+        long outcome = bpf(Abi.BPF_MAP_GET_FD_BY_ID, ID_ATTR, ID_SIZE);
         if (outcome == -Abi.EINVAL) { // before Linux 4.15 there are no flags
-            outcome = bpf(Abi.BPF_MAP_GET_FD_BY_ID, Abi.ID_START_ID + 4);
+            outcome = bpf(Abi.BPF_MAP_GET_FD_BY_ID, ID_ATTR, Abi.ID_START_ID + 4);
         }
         if (outcome < 0) {
             return outcome;
@@ -109,12 +120,10 @@ public final class MapScanner implements AutoCloseable {
      * @return 0, or the negated errno
      */
     public long readInfo() {
-        attr.fill((byte) 0);
-        info.fill((byte) 0);
-        attr.set(JAVA_INT, Abi.INFO_BPF_FD, number);
-        attr.set(JAVA_INT, Abi.INFO_INFO_LEN, INFO_SIZE);
-        attr.set(JAVA_LONG, Abi.INFO_INFO, address + INFO);
-        long outcome = bpf(Abi.BPF_OBJ_GET_INFO_BY_FD, Abi.INFO_INFO + 8);
+        info.fill((byte) 0); // the kernel may leave fields as they are that do not apply
+        memory.set(JAVA_INT, INFO_ATTR + Abi.INFO_BPF_FD, number);
+        memory.set(JAVA_INT, INFO_ATTR + Abi.INFO_INFO_LEN, INFO_SIZE); // the kernel changes it
+        long outcome = bpf(Abi.BPF_OBJ_GET_INFO_BY_FD, INFO_ATTR, INFO_ATTR_SIZE);
         return outcome < 0 ? outcome : 0;
     }
 
@@ -130,16 +139,14 @@ public final class MapScanner implements AutoCloseable {
         if (room < 1) {
             return UNKNOWN;
         }
-        attr.fill((byte) 0);
-        attr.set(JAVA_LONG, Abi.BATCH_OUT_BATCH, address + ENTRIES);
-        attr.set(JAVA_LONG, Abi.BATCH_KEYS, address + ENTRIES);
-        attr.set(JAVA_LONG, Abi.BATCH_VALUES, address + (ENTRIES + room * keySize + 7 & ~7L));
-        attr.set(JAVA_INT, Abi.BATCH_COUNT, (int) room);
-        attr.set(JAVA_INT, Abi.BATCH_MAP_FD, number);
+        memory.set(JAVA_LONG, BATCH_ATTR + Abi.BATCH_VALUES,
+            address + (ENTRIES + room * keySize + 7 & ~7L));
+        memory.set(JAVA_INT, BATCH_ATTR + Abi.BATCH_COUNT, (int) room);
+        memory.set(JAVA_INT, BATCH_ATTR + Abi.BATCH_MAP_FD, number);
         long outcome = Native.syscall(capture, Abi.SYS_BPF, Abi.BPF_MAP_LOOKUP_BATCH,
-            address + ATTR, Abi.BATCH_SIZE, 0, 0);
+            address + BATCH_ATTR, Abi.BATCH_SIZE, 0, 0);
         return outcome == -Abi.ENOENT
-            ? Integer.toUnsignedLong(attr.get(JAVA_INT, Abi.BATCH_COUNT))
+            ? Integer.toUnsignedLong(memory.get(JAVA_INT, BATCH_ATTR + Abi.BATCH_COUNT))
             : UNKNOWN;
     }
 

@@ -58,25 +58,37 @@
       (ordered (order [:id :name]) {:name \"counts\" :flags #{} :id 12} nil)
       ;=> {:id 12, :name \"counts\", :flags #{}}"
   [first-fields]
-  {:first first-fields :leading (set first-fields)})
+  {:first (object-array first-fields) :leading (set first-fields)})
 
 (defn ordered
   "Returns a row of an object's info and its owners, with the keys in an order.
 
   An array map, since making a hash map of each row of a list takes longer than everything else
   about it. See [[order]]."
-  [{first? :leading first-fields :first} info owners]
+  [{leading :leading ^objects first-fields :first} info owners]
   (let [row (object-array (* 2 (+ (count info) (count owners))))
-        add (fn [^long i k x]
-              (aset row i k)
-              (aset row (inc i) x)
-              (+ i 2))
-        n (long (reduce (fn [i k]
-                          (let [x (get info k ::none)
-                                x (if (identical? ::none x) (get owners k ::none) x)]
-                            (if (identical? ::none x) i (add i k x))))
-                        0 first-fields))]
-    (when (< n (alength row))
-      (reduce (fn [i k] (add i k (get info k)))
-              n (sort (into [] (remove first?) (keys info)))))
+        start (loop [i 0 n 0]
+                (if (< i (alength first-fields))
+                  (let [k (aget first-fields i)
+                        x (get info k ::none)
+                        x (if (identical? ::none x) (get owners k ::none) x)]
+                    (if (identical? ::none x)
+                      (recur (inc i) n)
+                      (do (aset row n k)
+                          (aset row (inc n) x)
+                          (recur (inc i) (+ n 2)))))
+                  n))]
+    (when (< start (alength row))
+      (reduce-kv (fn [n k x]
+                   (if (contains? leading k)
+                     n
+                     (loop [i (long n)] ; the place of the key among those since start
+                       (if (and (< start i) (neg? (compare k (aget row (- i 2)))))
+                         (do (aset row i (aget row (- i 2)))
+                             (aset row (inc i) (aget row (dec i)))
+                             (recur (- i 2)))
+                         (do (aset row i k)
+                             (aset row (inc i) x)
+                             (+ (long n) 2))))))
+                 start info))
     (PersistentArrayMap. row)))

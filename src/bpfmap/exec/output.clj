@@ -76,22 +76,22 @@
 
   `:texts` is an array, and its first text the heading."
   [columns rows]
-  (let [n (count rows)]
+  (let [rows (object-array rows)
+        n (alength rows)]
     (for [{:keys [title of align] of-value :cell :or {of-value cell} :as column} columns
           :let [title (escape/escape-text title)
                 texts (object-array (inc n))]]
       ;; A loop over an array, as in print-columns: in a JVM that was just started, a list of
       ;; thousands of maps would pay for the compilation of each further function.
-      (loop [i 1
-             rows (seq rows)
+      (loop [i 0
              width (max (long (:at-least column 0)) (.length title))
-             numbers? (some? rows)]
-        (if rows
-          (let [value (of (first rows))
+             numbers? (pos? n)]
+        (if (< i n)
+          (let [value (of (aget rows i))
                 ^String text (of-value value)]
-            (aset texts i text)
-            (recur (inc i) (next rows) (max width (.length text))
-                   (and numbers? (number? value))))
+            (aset texts (inc i) text)
+            (recur (inc i) (max width (.length text))
+                   (boolean (and numbers? (number? value)))))
           (let [align (or align (when numbers? :right))]
             (aset texts 0 title)
             (cond-> (assoc column :texts texts :width width :align align)
@@ -133,7 +133,6 @@
         widths (long-array (map :width columns))
         right (boolean-array (map #(= :right (:align %)) columns))
         sides (object-array (map :cut-at columns))
-        blanks (.repeat " " (reduce max 0 widths))
         out (StringBuilder.)
         line (fn [^long row]
                (.setLength out 0)
@@ -146,8 +145,8 @@
                        missing (int (max 0 (- width (.length text))))]
                    (when (pos? i) (.append out "  "))
                    (if (aget right i)
-                     (-> out (.append blanks 0 missing) (.append text))
-                     (-> out (.append text) (.append blanks 0 missing)))))
+                     (-> out (.repeat 32 missing) (.append text))
+                     (-> out (.append text) (.repeat 32 missing)))))
                (loop [end (.length out)]
                  (if (and (pos? end) (= \space (.charAt out (dec end))))
                    (recur (dec end))

@@ -344,10 +344,10 @@
 ;; --- lists and maps
 
 (defn- some-of
-  "Returns the first text and the number of other texts, or nil, for one cell."
-  [texts]
-  (when (seq texts)
-    (str (first texts) (when (next texts) (str " +" (dec (count texts)))))))
+  "Returns the text of the first value and the number of other values, or nil."
+  [text values]
+  (when (seq values)
+    (str (text (first values)) (when (next values) (str " +" (dec (count values)))))))
 
 (defn flag-text
   "Returns create flags by name, unknown ones as numbers.
@@ -409,11 +409,11 @@
    {:key :frozen :title "FROZEN" :of #(when (some? (:frozen %)) (if (:frozen %) "yes" "no"))
     :csv :frozen :rank 5}
    {:key :fill :title "FILL" :of #(some-> (:fill %) output/human-size) :csv :fill :align :right}
-   {:key :held :title "HELD BY" :of #(some-of (map holder-text (:held %))) :csv :held
+   {:key :held :title "HELD BY" :of #(some-of holder-text (:held %)) :csv :held
     :least 14 :cut-at :middle}
-   {:key :used-by :title "USED BY" :of #(some-of (map user-text (:used-by %))) :csv :used-by
+   {:key :used-by :title "USED BY" :of #(some-of user-text (:used-by %)) :csv :used-by
     :least 14 :cut-at :middle :rank 2}
-   {:key :pinned :title "PINNED" :of #(some-of (:pinned %)) :csv :pinned
+   {:key :pinned :title "PINNED" :of #(some-of identity (:pinned %)) :csv :pinned
     :least 12 :cut-at :left :rank 1}
    {:key :flags :title "FLAGS" :of (comp flag-text :flags) :csv :flags :least 8 :rank 3}])
 
@@ -481,13 +481,13 @@
     :align :right}
    {:key :memlock :title "MEMORY" :of #(some-> (:memlock %) output/human-size) :csv :memlock
     :align :right :rank 4}
-   {:key :maps :title "MAPS" :of #(some-of (map user-text (:maps %))) :csv :maps
+   {:key :maps :title "MAPS" :of #(some-of user-text (:maps %)) :csv :maps
     :least 14 :cut-at :middle :rank 2}
-   {:key :links :title "ATTACHED TO" :of #(some-of (map link-text (:links %))) :csv :links
+   {:key :links :title "ATTACHED TO" :of #(some-of link-text (:links %)) :csv :links
     :least 14 :cut-at :middle}
-   {:key :held :title "HELD BY" :of #(some-of (map holder-text (:held %))) :csv :held
+   {:key :held :title "HELD BY" :of #(some-of holder-text (:held %)) :csv :held
     :least 14 :cut-at :middle}
-   {:key :pinned :title "PINNED" :of #(some-of (:pinned %)) :csv :pinned
+   {:key :pinned :title "PINNED" :of #(some-of identity (:pinned %)) :csv :pinned
     :least 12 :cut-at :left :rank 1}])
 
 (defn programs
@@ -507,9 +507,9 @@
    {:key :attached-to :title "ATTACHED TO" :of :attached-to :least 16 :cut-at :middle}
    {:key :program :title "PROGRAM" :of #(some-> (:program %) user-text) :csv :program
     :least 14 :cut-at :middle}
-   {:key :held :title "HELD BY" :of #(some-of (map holder-text (:held %))) :csv :held
+   {:key :held :title "HELD BY" :of #(some-of holder-text (:held %)) :csv :held
     :least 14 :cut-at :middle}
-   {:key :pinned :title "PINNED" :of #(some-of (:pinned %)) :csv :pinned
+   {:key :pinned :title "PINNED" :of #(some-of identity (:pinned %)) :csv :pinned
     :least 12 :cut-at :left :rank 1}])
 
 (defn links

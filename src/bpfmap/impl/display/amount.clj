@@ -13,7 +13,7 @@
       (format-1dp 16.46) ;=> \"16.5\""
   [x]
   (let [x (double x)]
-    (if (< -1e15 x 1e15)
+    (if (< (abs x) 1e15)
       (let [tenths (Math/round (* 10 (abs x)))]
         (str (when (and (neg? x) (pos? tenths)) "-") (quot tenths 10) "." (rem tenths 10)))
       (.toPlainString (.setScale (BigDecimal/valueOf x) 1 RoundingMode/HALF_UP)))))
@@ -24,7 +24,7 @@
       (human-size 512)   ;=> \"512\"
       (human-size 16864) ;=> \"16.5K\""
   [n]
-  (if (< -1024 n 1024)
+  (if (and (< -1024 n) (< n 1024))
     (str n)
     (loop [x (/ n 1024.0) units ["K" "M" "G" "T" "P" "E"]]
       ;; 1023.95 and more would round to 1024.0.
