@@ -4,7 +4,8 @@
   It also reads the kernel's types. Objects may disappear while a list is made. A list leaves out
   objects that disappear or cannot be opened, and has them in its metadata: `:skipped` is a vector
   of maps with the `:error` (as `:bpfmap/error`) and the `:message` of each."
-  (:require [bpfmap.impl.host.explore :as explore]
+  (:require [bpfmap.impl.host.attachments :as attachments]
+            [bpfmap.impl.host.explore :as explore]
             [bpfmap.impl.host.holders :as holders]
             [bpfmap.impl.host.kernel-btf :as kernel-btf]
             [bpfmap.impl.host.local-storage :as local-storage]
@@ -116,12 +117,38 @@
 
   Keys that do not apply, and those that the kernel does not report, are missing: before Linux 6.6
   those of perf events and of netfilter are. Links that are left out are in the metadata, `:skipped`, as
-  `{:id :error :message}`. Programs attached without a link are in no list. Needs CAP_SYS_ADMIN and
+  `{:id :error :message}`. [[attachments]] has programs attached without a link. Needs CAP_SYS_ADMIN and
   Linux 5.8; throws `:permission`, `:not-supported`.
 
       (first (links)) ;=> {:id 1 :type :iter :program-id 2 :target \"bpf_map\"}"
   []
   (holders/links))
+
+(defn attachments
+  "Returns the programs that are attached without a link, with the keys of [[links]].
+
+  They have no `:id`. The kernel detaches such a program when somebody removes it, when its perf
+  event is closed, or when its cgroup, device or map is gone.
+
+  | `:type`       | found by                                                                       |
+  |---------------|--------------------------------------------------------------------------------|
+  | `:perf-event` | the perf events that processes have open: kprobes, uprobes and tracepoints, with the processes under `:held` |
+  | `:cgroup`     | all cgroups, with the `:path` of the cgroup below the root                     |
+  | `:xdp`        | the network devices: `:device`, the name, and the `:mode`: `:native`, `:generic` or `:offload` |
+  | `:tc`         | the filters of tc: `:device`, `:direction` (or `:parent`), `:priority`, `:handle`, `:filter` |
+  | `:tcx` `:netkit` | the hooks of network devices, with the `:device`                            |
+  | `:netns`      | the flow dissector                                                             |
+  | `:sockmap`    | the maps of sockets                                                            |
+
+  It finds the devices and the flow dissector of the thread's network namespace, and the processes of
+  the pid namespace. The kernel does not report programs of sockets, nor programs on clocks and
+  counters (type `:perf-event`). Attachments that this process must not read are left out. If one
+  program has a link and another attachment to the same target, one of them is left out. Needs
+  CAP_SYS_ADMIN and Linux 4.18; throws `:permission` without.
+
+      (attachments) ;=> [{:type :cgroup :cgroup-id 4 :path \"/app\" :attach-type :cgroup-device :program-id 12}]"
+  []
+  (attachments/attachments (holders/programs {:brief true}) (holders/links-or-none)))
 
 ;; --- pins
 

@@ -245,7 +245,8 @@
   | `:functions` | name to function, if the program has more than one and BTF that names them     |
 
   References are names: `{:map \"flows\" :id 12}` for a map, with `:variable` and an offset in it for
-  the address of a variable that the map's BTF names, `{:function name}` for a function of the program, a helper's name from `bpfmap.asm/helpers`, `{:kfunc name}` and `{:ksym name}` for other
+  the address of a variable that the map's BTF names, `{:function name}` for a function of the
+  program, a helper's name from `bpfmap.asm/helpers`, `{:kfunc name}` and `{:ksym name}` for other
   functions of the kernel. Their names are `?` if the kernel hides the addresses of its symbols
   (sysctl kernel.kptr_restrict). Instructions that only the kernel itself can make are `:insn`.
 

@@ -215,6 +215,12 @@ public final class Abi {
 
     public static final int TASK_PID = 0;
     public static final int TASK_FD = 4;
+    public static final int TASK_BUF_LEN = 12;
+    public static final int TASK_BUF = 16;
+    public static final int TASK_PROG_ID = 24;
+    public static final int TASK_FD_TYPE = 28;
+    public static final int TASK_PROBE_OFFSET = 32;
+    public static final int TASK_PROBE_ADDR = 40;
 
     // --- union bpf_attr: BPF_OBJ_PIN, BPF_OBJ_GET
 

@@ -123,6 +123,11 @@ public final class Attr implements AutoCloseable {
         return Bytes.getU32(attr, offset, false);
     }
 
+    /** Reads back a field of eight bytes. */
+    public long int64(int offset) {
+        return Bytes.get64(attr, offset, false);
+    }
+
     /**
      * Makes the {@code bpf(2)} call and repeats it if a signal interrupts it. Returns the result or
      * the negated errno.

@@ -282,9 +282,9 @@
     :options [:where :sort :limit :columns :stream] :rows true
     :doc "List the BPF programs on this host and their links"
     :text ["RUNS and TIME are shown if the kernel has measured a program, as for prog top."
-           "ATTACHED TO shows the targets of links. A program that is attached without a"
-           "link has none. HELD BY shows the processes that have the program open. Requires"
-           "CAP_SYS_ADMIN."]
+           "ATTACHED TO shows the targets of links, with their ids, and of attachments"
+           "without a link. HELD BY shows the processes that have the program open."
+           "Requires CAP_SYS_ADMIN."]
     :examples [{}
                {:where ["type=xdp" "held.command=agent"] :sort "-memlock"}
                {:columns "id,name,run-count,maps" :where ["maps.name=flows"]}]
@@ -321,7 +321,10 @@
    {:name "link list" :group "Programs and links"
     :options [:where :sort :limit :columns :stream] :rows true
     :doc "List the BPF links on this host and their programs"
-    :text ["A link attaches a program to its target. Requires CAP_SYS_ADMIN and Linux 5.8."]
+    :text ["A link attaches a program to its target. The last rows, without an ID, are"
+           "programs that are attached without a link: to perf events that processes have"
+           "open, cgroups, network devices (of this network namespace) and maps of sockets."
+           "Requires CAP_SYS_ADMIN and Linux 5.8."]
     :examples [{} {:where ["program.name=count_packets"]}]
     :fn 'bpfmap.exec.links/list-links :view 'bpfmap.exec.views/links}
    (merge

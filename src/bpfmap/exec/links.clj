@@ -15,14 +15,17 @@
 (defn list-links
   "Returns every link on the host with its target, program, holders and pins.
 
-  `:skipped` of the metadata has the links that could not be read.
+  The last rows, without an `:id`, are programs that are attached without a link. `:skipped` of the
+  metadata has the links that could not be read.
 
       (list-links {}) ;=> [{:id 7, :type :raw-tracepoint, :attached-to \"sys_enter\", … :held []}]"
   [options]
   (let [{:keys [wanted] :as plan} (listing/plan "link list" program-info/link-fields options)
         links (holders/links)
         row (program-info/link-row wanted)]
-    (with-meta (listing/rows plan (eduction (map row) links)) (meta links))))
+    (with-meta (listing/rows plan (eduction (map row)
+                                            (concat links (program-info/attachments links))))
+      (meta links))))
 
 (defn- with-link
   "Calls f with the link of `:ref`.

@@ -5,6 +5,7 @@
             [bpfmap.exec.listing :as listing]
             [bpfmap.exec.map-info :as map-info]
             [bpfmap.impl.btf.blob :as blob]
+            [bpfmap.impl.host.attachments :as attachments]
             [bpfmap.impl.host.holders :as holders]
             [bpfmap.impl.kernel.link :as kernel.link]
             [bpfmap.impl.kernel.prog :as kernel.prog]
@@ -24,7 +25,9 @@
   {:kind :name :names (update-keys table name)})
 
 (def ^:private program-types (name-in kernel.prog/types))
-(def ^:private link-types (name-in kernel.link/types))
+(def ^:private link-types
+  "Types of links, and `tc`, which has none."
+  (assoc-in (name-in kernel.link/types) [:names "tc"] nil))
 
 (def ^:private held
   ["held" {:kind :list :of (fields/row [["pid" number] ["command" text]])}])
@@ -93,7 +96,13 @@
                ["target-obj-id" number]
                ["family" {:kind :name :names (update-keys kernel.link/families name)}]
                ["hook" {:kind :name :names (update-keys kernel.link/hooks name)}]
-               ["priority" number]]
+               ["priority" number]
+               ["device" text]
+               ["mode" {:kind :name :names (zipmap ["native" "generic" "offload"] (repeat nil))}]
+               ["direction" {:kind :name :names (zipmap ["ingress" "egress"] (repeat nil))}]
+               ["parent" number]
+               ["handle" number]
+               ["filter" text]]
               {"held-by" "held"}))
 
 (def program-order
@@ -137,15 +146,16 @@
 
       (attached-to {:id 7 :type :raw-tracepoint :tracepoint \"sys_enter\"} (delay nil)) ;=> \"sys_enter\""
   [{:keys [type tracepoint target map-id attach-type ifindex cgroup-id netns-ino event function path
-           functions offset family hook]
+           functions offset family hook device mode direction priority]
     :as info} btf]
   (let [parts (case type
                 :tracing [(some-> attach-type name) (function-name btf info)]
-                :cgroup [(some-> attach-type name) (some->> cgroup-id (str "cgroup "))]
+                :cgroup [(some-> attach-type name) (some->> (or path cgroup-id) (str "cgroup "))]
                 :iter [target (some->> map-id (str "map "))]
                 :netns [(some-> attach-type name) (some->> netns-ino (str "netns "))]
-                :xdp [(device-name ifindex)]
-                (:tcx :netkit) [(device-name ifindex) (some-> attach-type name)]
+                :xdp [(or device (device-name ifindex)) (some-> mode name)]
+                :tc [device (some-> direction name) (str "priority " priority)]
+                (:tcx :netkit) [(or device (device-name ifindex)) (some-> attach-type name)]
                 (:struct-ops :sockmap) [(some->> map-id (str "map ")) (some-> attach-type name)]
                 :perf-event [(when-not (= :tracepoint event) (some-> event name))
                              (or tracepoint
@@ -170,6 +180,13 @@
   [ks objects]
   (into {} (map (juxt :id #(select-keys % ks))) objects))
 
+(defn attachments
+  "Returns the infos of programs that are attached without a link.
+
+  `links` are those of the host, or nil. See `bpfmap.host/attachments`."
+  [links]
+  (attachments/attachments (or-nothing #(holders/programs {:brief true})) links))
+
 (defn- maps-of
   "Returns a function from the info of a program to its maps."
   []
@@ -178,16 +195,19 @@
       (mapv #(get maps % {:id %}) map-ids))))
 
 (defn- links-of
-  "Returns a function from the info of a program to its links.
+  "Returns a function from the info of a program to its links and other attachments.
 
-  Kernels before Linux 5.8 cannot list them."
+  Kernels before Linux 5.8 cannot list links."
   []
   (let [btf (kernel-btf)
-        by-program (group-by :program-id (or-nothing holders/links))]
+        links (or-nothing holders/links)
+        by-program (group-by :program-id (concat links (attachments links)))]
     (fn [{:keys [id]}]
       (mapv (fn [{:keys [id type] :as info}]
               (let [target (attached-to info btf)]
-                (cond-> {:id id :type type} target (assoc :attached-to target))))
+                (cond-> {:type type}
+                  id (assoc :id id)
+                  target (assoc :attached-to target))))
             (get by-program id)))))
 
 (defn- program-of
@@ -202,8 +222,9 @@
     (fn [{:keys [id]}] (get pins id []))))
 
 (defn- holders-of [kind]
-  (let [held (get (holders/held) kind)]
-    (fn [{:keys [id]}] (get held id []))))
+  (let [of-kind (get (holders/held) kind)]
+    ;; An attachment without a link may have its holders already.
+    (fn [{:keys [id held]}] (when-not held (get of-kind id [])))))
 
 (defn- row-of
   "Returns a function from an info to its row, with the owners that are wanted."

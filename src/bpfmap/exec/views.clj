@@ -449,12 +449,12 @@
 ;; --- programs and links
 
 (defn- link-text
-  "Returns a link of a program as text.
+  "Returns a link of a program as text, or an attachment without a link.
 
       (link-text {:id 7 :type :raw-tracepoint :attached-to \"sys_enter\"})
       ;=> \"raw-tracepoint sys_enter[7]\""
   [{:keys [id type attached-to]}]
-  (str (output/cell type) (when attached-to (str " " attached-to)) "[" id "]"))
+  (str (output/cell type) (when attached-to (str " " attached-to)) (when id (str "[" id "]"))))
 
 (defn nanoseconds-text
   "Returns a duration in nanoseconds as text, with a unit; nil for nil.

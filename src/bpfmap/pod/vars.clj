@@ -34,7 +34,7 @@
             put-all! delete-all! lookup-all entries snapshot count-entries drain!
             spec-diff compatible? ->bytes]}
     {:name pod.bpfmap.host :of bpfmap.host
-     :vars [maps pressure local-storage programs links pins holders programs-using]}
+     :vars [maps pressure local-storage programs links attachments pins holders programs-using]}
     {:name pod.bpfmap.feature :of bpfmap.feature
      :vars [map-type map-flag operation element-flag conditional-write program-type helper report
             possible-cpus]}

@@ -18,8 +18,8 @@
            (clojure.lang ExceptionInfo)
            (java.io IOException)
            (java.nio.charset StandardCharsets)
-           (java.nio.file Files LinkOption Path)
-           (java.util ArrayDeque HashMap)))
+           (java.nio.file Files Path)
+           (java.util HashMap)))
 
 (set! *warn-on-reflection* true)
 
@@ -98,47 +98,14 @@
 
 ;; --- cgroups
 
-(def ^:private most-cgroups "The largest number of cgroups that are looked at." 100000)
-
-(defn- inode [^Path path]
-  (try
-    (Files/getAttribute path "unix:ino" (into-array LinkOption [LinkOption/NOFOLLOW_LINKS]))
-    (catch IOException _ nil)))
-
-(defn- directories-in [^Path directory]
-  (try
-    (with-open [entries (Files/newDirectoryStream directory)]
-      (into [] (filter #(Files/isDirectory % (into-array LinkOption [LinkOption/NOFOLLOW_LINKS])))
-            entries))
-    (catch IOException _ [])
-    (catch java.nio.file.DirectoryIteratorException _ [])))
-
-(defn- cgroups
-  "Returns the paths of cgroups by id, and whether these are all.
-
-  The id of a cgroup is the inode number of its directory in the cgroup2 file system."
-  []
-  (let [root (some #(when (= "cgroup2" (:type %)) (:path %)) (procfs/mounts))
-        found (HashMap.)
-        queue (ArrayDeque.)]
-    (when root
-      (.add queue (Path/of root (make-array String 0))))
-    (while (and (seq queue) (< (.size found) (long most-cgroups)))
-      (let [^Path directory (.poll queue)]
-        (when-let [id (inode directory)]
-          (.put found id (let [below (subs (str directory) (count root))]
-                           (if (= "" below) "/" below)))
-          (run! #(.add queue %) (directories-in directory)))))
-    {:paths found :complete (.isEmpty queue)}))
-
 (defn- cgroup-resolver []
-  (let [known (delay (try (cgroups) (catch IOException _ {:paths {} :complete true})))]
+  (let [known (delay (try (procfs/cgroups) (catch IOException _ {:paths {} :complete true})))]
     (fn [id]
       (let [{:keys [paths] all? :complete} @known]
         (if-let [path (get paths id)]
           {:name path}
-          {:missing (if all? "no such cgroup" (str "not one of the first " most-cgroups
-                                                   " cgroups"))})))))
+          {:missing (if all? "no such cgroup" (str "not one of the first "
+                                                   procfs/most-cgroups " cgroups"))})))))
 
 ;; --- processes
 

@@ -245,6 +245,14 @@
                             (str "A reference must be the id of a map, {:map-id n}, "
                                  "{:program-id n}, {:link-id n} or an open object"))))))
 
+(defn links-or-none
+  "Returns the infos of all links; none before Linux 5.8, which cannot list them."
+  []
+  (try
+    (links)
+    (catch ExceptionInfo e
+      (if (= :not-supported (:bpfmap/error (ex-data e))) [] (throw e)))))
+
 (defn- for-processes
   "Returns a vector of `(f pid)` for each process, without nils."
   [f]

@@ -145,18 +145,70 @@
     (or (nil? type) (nil? config)
         (and (= Abi/PERF_TYPE_SOFTWARE type) (= Abi/PERF_COUNT_SW_BPF_OUTPUT config)))))
 
+(defn- perf-event?
+  "Returns true if a descriptor of a process is a perf event."
+  [pid number]
+  (let [link (FileSyscalls/link (ascii (str "/proc/" pid "/fd/" number)))]
+    (and link (= perf-link (String. ^bytes link StandardCharsets/ISO_8859_1)))))
+
+(defn- descriptors
+  "Returns the descriptors of a process as numbers, ascending.
+
+  Throws an IOException if they cannot be read."
+  [pid]
+  (sort (keep parse-long (procfs/list-names (str "/proc/" pid "/fd/")))))
+
 (defn event-numbers
   "Returns the descriptors of a process that are perf events, as numbers.
 
   Throws an IOException if they cannot be read."
   [pid]
-  (let [directory (str "/proc/" pid "/fd/")]
-    (into []
-          (filter (fn [number]
-                    (let [link (FileSyscalls/link (ascii (str directory number)))]
-                      (and link (= perf-link (String. ^bytes link StandardCharsets/ISO_8859_1))
-                           (for-programs? pid number)))))
-          (sort (keep parse-long (procfs/list-names directory))))))
+  (into [] (filter #(and (perf-event? pid %) (for-programs? pid %))) (descriptors pid)))
+
+(def ^:private attached-kinds
+  "Values of `enum bpf_task_fd_type` in linux/bpf.h, with the key of the text."
+  {1 [{:event :tracepoint} :tracepoint]
+   2 [{:event :kprobe} :function]
+   3 [{:event :kprobe :return true} :function]
+   4 [{:event :uprobe} :path]
+   5 [{:event :uprobe :return true} :path]})
+
+(def ^:private text-room "Bytes of the longest text, with its NUL: a path." 4096)
+
+(defn- attached-to-event
+  "Returns what runs on a perf event of a process, or nil: see [[attached-to-events]]."
+  [pid number ctx]
+  (call/command (str "Querying descriptor " number " of process " pid) ctx Abi/BPF_TASK_FD_QUERY
+                (fn [^Attr attr]
+                  (doto attr
+                    (.int32 Abi/TASK_PID (long pid))
+                    (.int32 Abi/TASK_FD (long number))
+                    (.int32 Abi/TASK_BUF_LEN (long text-room))
+                    ;; The kernel writes only if the attribute reaches to these.
+                    (.int64 Abi/TASK_PROBE_ADDR 0))
+                  (.buffer attr Abi/TASK_BUF text-room))
+                (fn [outcome ^Attr attr text]
+                  (when (zero? (long outcome))
+                    (when-let [[info k] (attached-kinds (.int32 attr Abi/TASK_FD_TYPE))]
+                      (let [offset (.int64 attr Abi/TASK_PROBE_OFFSET)
+                            address (.int64 attr Abi/TASK_PROBE_ADDR)
+                            name (not-empty (call/text text 0 text-room))]
+                        (cond-> (assoc info :program-id
+                                       (.int32 attr Abi/TASK_PROG_ID))
+                          name (assoc k name)
+                          (not (zero? offset)) (assoc :offset offset)
+                          (not (zero? address)) (assoc :address address))))))
+                neg?))
+
+(defn attached-to-events
+  "Returns what runs on the perf events that a process has open.
+
+  Each is `{:event :program-id}` with the target, as in the info of a link: `:tracepoint`,
+  `:function`, `:path`, `:offset`, `:address` and `:return`. The kernel reports none for programs of
+  type `:perf-event`. Throws an IOException if the descriptors cannot be read. Needs Linux 4.18."
+  [pid ctx]
+  (into [] (comp (filter #(perf-event? pid %)) (keep #(attached-to-event pid % ctx)))
+        (descriptors pid)))
 
 (defn- has-program?
   "Returns true if a program is attached to a perf event of another process.

@@ -6,8 +6,8 @@
   (:import (bpfmap.sys Fdinfo FileSyscalls)
            (java.io IOException)
            (java.nio.charset StandardCharsets)
-           (java.nio.file DirectoryIteratorException Files NoSuchFileException Path)
-           (java.util ArrayList Arrays)
+           (java.nio.file DirectoryIteratorException Files LinkOption NoSuchFileException Path)
+           (java.util ArrayDeque ArrayList Arrays HashMap)
            (java.util.function BiConsumer)))
 
 (set! *warn-on-reflection* true)
@@ -285,6 +285,48 @@
     (fn [path]
       (let [mount (reduce through {:id outside} (prefixes path))]
         (when (:type mount) mount)))))
+
+(def ^:const most-cgroups "The largest number of cgroups that are looked at." 100000)
+
+(defn- inode [^Path path]
+  (try
+    (Files/getAttribute path "unix:ino" (into-array LinkOption [LinkOption/NOFOLLOW_LINKS]))
+    (catch IOException _ nil)))
+
+(defn- directories-in [^Path directory]
+  (try
+    (with-open [entries (Files/newDirectoryStream directory)]
+      (into [] (filter #(Files/isDirectory % (into-array LinkOption [LinkOption/NOFOLLOW_LINKS])))
+            entries))
+    (catch IOException _ [])
+    (catch DirectoryIteratorException _ [])))
+
+(defn cgroups
+  "Returns the cgroups: `{:root directory :paths {id path} :complete boolean}`.
+
+  The id of a cgroup is the inode number of its directory in the cgroup2 file system. Paths count
+  from the root. `:complete` is false if there are more than [[most-cgroups]]. `:root` is nil
+  without such a file system. Throws an IOException if the mounts cannot be read."
+  []
+  (let [root (some #(when (= "cgroup2" (:type %)) (:path %)) (mounts))
+        found (HashMap.)
+        queue (ArrayDeque.)]
+    (when root
+      (.add queue (path root)))
+    (while (and (seq queue) (< (.size found) (long most-cgroups)))
+      (let [^Path directory (.poll queue)]
+        (when-let [id (inode directory)]
+          (.put found id (let [below (subs (str directory) (count root))]
+                           (if (= "" below) "/" below)))
+          (run! #(.add queue %) (directories-in directory)))))
+    {:root root :paths (into {} found) :complete (.isEmpty queue)}))
+
+(defn namespace-number
+  "Returns the number of a namespace from its file below /proc/PID/ns.
+
+      (namespace-number \"/proc/self/ns/net\") ;=> 4026531833"
+  [file]
+  (some->> (str (Files/readSymbolicLink (path file))) (re-find #"\d+") parse-long))
 
 ;; --- the process and the kernel
 

@@ -98,7 +98,7 @@
 
 ;; --- the table
 
-(def ^:private cgroup-programs
+(def cgroup-programs
   "Programs of cgroups by type, each with its attach types.
   If there is one, it is the default."
   {:cgroup-skb [:cgroup-inet-ingress :cgroup-inet-egress]
