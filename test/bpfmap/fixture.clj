@@ -15,6 +15,12 @@
 
 (set! *warn-on-reflection* true)
 
+;; --- slow machines
+
+(def slowness
+  "How many times as long things may take here. script/kernel-matrix says so of its machines."
+  (parse-long (System/getProperty "bpfmap.slowness" "1")))
+
 ;; --- skips
 
 (def skips
@@ -35,13 +41,23 @@
       (when-let [missing (seq (procfs/missing-capabilities ["CAP_SYS_ADMIN"]))]
         (str "without " (str/join ", " missing) " (run as root)"))))
 
+(defn- literal-rows
+  "Returns the rows of `bpfmap.since` that a form names as literals in needing and has?."
+  [form]
+  (for [part (tree-seq coll? seq form)
+        :when (and (seq? part) (symbol? (first part)) (#{"needing" "has?"} (name (first part))))
+        rows (rest part)
+        row (if (and (vector? rows) (vector? (first rows))) rows [rows])
+        :when (and (vector? row) (seq row) (every? (some-fn keyword? string?) row))]
+    row))
+
 (defmacro kernel-test
   "A deftest that needs the kernel; skipped, with the reason, where it cannot be used. Metadata of
   the name, `:needs`, has rows of `bpfmap.since`: without what one of them names it is skipped
-  too."
+  too. `:needs` of the test's var also has the rows that parts of the test need."
   [name & body]
   (let [needs (:needs (meta name))]
-    `(t/deftest ~(vary-meta name dissoc :needs)
+    `(t/deftest ~(vary-meta name assoc :needs (vec (distinct (concat needs (literal-rows body)))))
        (if-let [missing# (or (kernel-missing)
                              ~@(when needs
                                  [`(apply (requiring-resolve 'bpfmap.since/lacking) ~needs)]))]

@@ -29,7 +29,9 @@
   (^Closeable [m] (sender m 0))
   (^Closeable [m flags]
    (prog/load {:type :socket-filter
-               :insns [[:mov64 :r6 :r1]
+               :insns [;; Before 6.3, helpers may not read stack that was never written.
+                       (for [offset (range (- room) 0 8)] [:stdw [:r10 offset] 0])
+                       [:mov64 :r6 :r1]
                        [:ldxw :r7 [:r1 0]] ; the length, without the 14 bytes of the link layer
                        [:jlt :r7 1 :send] ; not :jeq, from which older verifiers learn nothing
                        [:jgt :r7 room :end]

@@ -46,6 +46,7 @@
    :info-of-perf-events "6.6"
    :iterators-of-one-task "6.2"
    :iterators-of-cgroups "6.1"
+   :loops "5.17" ; the helper bpf_loop
    :callbacks "5.13" ; functions that are passed to helpers, and for_each_map_elem
    :verified-insns "5.16"
    :counts-of-elements "6.6" ; bpf_map_sum_elem_count
@@ -56,22 +57,23 @@
   (reduce (fn [a b] (if (map-types/at-least? a b) a b)) "0" (remove nil? versions)))
 
 (defn since
-  "The first release that has what a row names."
+  "The first release that has what a row names; nil if it does not depend on the release."
   [[table a b]]
-  (or (case table
-        :map-type (:since (map-types/types a))
-        :flag (:since (map-types/flags a))
-        :element-flag (:since (map-types/element-flags a))
-        :operation (newest [(:since (map-types/types a)) (map-types/since a b)])
-        :conditional (:conditional-since (map-types/types a))
-        :batch (newest [(:since (map-types/types a)) (:batch-since (map-types/types a))])
-        :long-values (newest [(:since (map-types/types a))
-                              (:long-values-since (map-types/types a))])
-        :target (:since (targets/kinds a))
-        :cookie (:cookie (targets/kinds a))
-        :order (:order (targets/kinds a))
-        :kernel (kernel a))
-      (throw (ex-info "no such row" {:row [table a b]}))))
+  (when-not (#{:lsm :jvm} table)
+    (or (case table
+          :map-type (:since (map-types/types a))
+          :flag (:since (map-types/flags a))
+          :element-flag (:since (map-types/element-flags a))
+          :operation (newest [(:since (map-types/types a)) (map-types/since a b)])
+          :conditional (:conditional-since (map-types/types a))
+          :batch (newest [(:since (map-types/types a)) (:batch-since (map-types/types a))])
+          :long-values (newest [(:since (map-types/types a))
+                                (:long-values-since (map-types/types a))])
+          :target (:since (targets/kinds a))
+          :cookie (:cookie (targets/kinds a))
+          :order (:order (targets/kinds a))
+          :kernel (kernel a))
+        (throw (ex-info "no such row" {:row [table a b]})))))
 
 (def ^:private security-modules
   "The active security modules; securityfs is mounted for it where it is not. Nil where the kernel
@@ -134,7 +136,7 @@
   for what a test leaves out."
   [& rows]
   (let [row (first (filter lacks rows))]
-    (when (and row (or (#{:lsm :jvm} (first row)) (map-types/at-least? developed-on (since row))))
+    (when (and row (or (nil? (since row)) (map-types/at-least? developed-on (since row))))
       (fixture/skip! (lacks row)))
     (nil? row)))
 

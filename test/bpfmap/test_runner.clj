@@ -5,15 +5,22 @@
       bin/clj -M:test core codec            the namespaces whose name contains a word
       bin/clj -M:test core-test/e1-missing  the tests of those namespaces whose name
                                             contains the word behind the slash
+      bin/clj -M:test --needs core          lists what the tests there need of a kernel, and
+                                            does not run them
 
   Exits with 1 when a test failed, when none ran, or, if the environment
   variable CI is set and not \"false\", when one was skipped. Warns of a test
   that passed without an assertion.
 
   A run of all of them also fails when a promised behaviour has no test, and
-  writes doc/conformance.md when none failed and none was skipped."
+  writes doc/conformance.md when none failed and none was skipped.
+
+  If the property bpfmap.results names a file, appends a line of EDN for each
+  namespace: its name, how many tests passed, the names of those that failed,
+  and of those that were skipped with the reason."
   (:require [bpfmap.conformance :as conformance]
             [bpfmap.fixture :as fixture]
+            [bpfmap.since :as since]
             [clojure.java.io :as io]
             [clojure.string :as str]
             [clojure.test :as t]
@@ -133,18 +140,54 @@
           (println "Wrote" conformance-page))))
     (zipmap failures (repeat :failed))))
 
+(defn- test-name [test]
+  (str (:name (meta test))))
+
+(defn- result
+  "Returns the outcomes of a namespace as data."
+  [ns outcomes seconds]
+  (let [tests (fn [outcome] (keep (fn [[test o]] (when (= outcome o) test)) outcomes))]
+    (array-map :namespace ns
+               :passed (count (tests :passed))
+               :failed (vec (sort (map test-name (tests :failed))))
+               :skipped (into (sorted-map)
+                              (map (juxt test-name @fixture/skips))
+                              (tests :skipped))
+               :seconds (Math/round (double seconds)))))
+
+(defn- print-result
+  "Prints the line of a namespace, and appends its result to the file that bpfmap.results names."
+  [{:keys [namespace passed failed skipped] :as result} seconds]
+  (println (format "  %s: %d passed, %d failed, %d skipped, %.1f s"
+                   namespace passed (count failed) (count skipped) seconds))
+  (flush)
+  (when-let [file (System/getProperty "bpfmap.results")]
+    (spit file (str (pr-str result) "\n") :append true)))
+
 (defn- run
   "Runs the tests that the arguments ask for; returns var to outcome."
   [words]
   (into {}
         (mapcat (fn [[ns selected]]
                   (let [begun (System/nanoTime)
-                        outcomes (run-if-possible ns selected)]
-                    (println (format "  %.1f s" (seconds-since begun)))
+                        outcomes (run-if-possible ns selected)
+                        seconds (seconds-since begun)]
+                    (print-result (result ns outcomes seconds) seconds)
                     outcomes)))
         (namespaces words)))
 
-(defn -main [& words]
+(defn- print-needs
+  "Prints the tests that need a kernel feature, with the first release that has it."
+  [words]
+  (doseq [[ns] (namespaces words) :when (not (fixture/lacking ns))]
+    (require ns)
+    (doseq [test (sort-by (comp :line meta) (vals (ns-interns ns)))
+            row (:needs (meta test))]
+      (println (format "%-5s  %-45s  %s" (or (since/since row) "-") row (symbol test))))))
+
+(defn- run-all
+  "Runs the tests that the words select, prints the closing lines and exits."
+  [words]
   (let [outcomes (run words)
         _ (println)
         outcomes (if (empty? words) (merge outcomes (promises outcomes)) outcomes)
@@ -162,3 +205,8 @@
                          (and (skips-fail? (System/getenv "CI")) (pos? skipped)))
                    1
                    0))))
+
+(defn -main [& words]
+  (if (= "--needs" (first words))
+    (print-needs (rest words))
+    (run-all words)))
