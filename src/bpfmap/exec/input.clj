@@ -220,6 +220,7 @@
       :bytes (if (string? x) (or (hex-bytes x size true) x) x)
       (:struct :union) (cond raw raw (map? x) (coerced-map node x) :else x)
       :array (cond raw raw (sequential? x) (mapv #(coerced element %) x) :else x)
+      (:private :pad) (when-not (= "null" text) (or raw x)) ; nil, as in JSON
       (or raw x))))
 
 ;; --- text

@@ -24,6 +24,7 @@
             [bpfmap.impl.object.loaded :as loaded]
             [bpfmap.impl.object.references :as references]
             [bpfmap.impl.object.selection :as selection]
+            [bpfmap.impl.object.undo :as undo]
             [bpfmap.impl.options :as options]
             [bpfmap.impl.prog.program :as program]
             [bpfmap.impl.prog.verifier-log :as verifier-log]
@@ -84,7 +85,7 @@
                    (throw e))))]
       (if-not fd
         state
-        (do (loaded/undoing! temporary fd #(call/close fd))
+        (do (undo/push! temporary fd #(call/close fd))
             (assoc state
                    :btf {:fd fd :loadable l}
                    :types (types-of-maps @blob)))))))
@@ -224,7 +225,7 @@
             opened (Program. fd type (spec/kernel-name name)
                              (assoc (select-keys program [:section :target :attach-type :flags])
                                     :name name))]
-        (loaded/undoing! undo opened #(.close ^Closeable opened))
+        (undo/push! undo opened #(.close ^Closeable opened))
         {:program opened :log log}))))
 
 ;; ---------------------------------------------------------------- the whole
@@ -294,9 +295,9 @@
 (defn load-object
   "Loads an object, as `bpfmap.object/load` describes; returns it open."
   ^Closeable [object options]
-  (let [undo (loaded/undo-stack)
-        on-failure (loaded/undo-stack)
-        temporary (loaded/undo-stack)
+  (let [undo (undo/stack)
+        on-failure (undo/stack)
+        temporary (undo/stack)
         {:keys [names linked] :as state} (prepared object options)]
     (try
       (let [state (-> (assoc state :undo undo :on-failure on-failure :temporary temporary
@@ -320,8 +321,8 @@
                        #(not (contains? given %))
                        undo))
       (catch Throwable e
-        (doseq [failed [(loaded/undo! on-failure) (loaded/undo! undo)]]
+        (doseq [failed [(undo/all! on-failure) (undo/all! undo)]]
           (when failed (.addSuppressed e failed)))
         (throw e))
       (finally
-        (loaded/undo! temporary)))))
+        (undo/all! temporary)))))

@@ -14,9 +14,9 @@
             [bpfmap.impl.object.core :as core]
             [bpfmap.impl.object.externs :as externs]
             [bpfmap.impl.object.load-error :refer [in-path invalid unknown-name]]
-            [bpfmap.impl.object.loaded :as loaded]
             [bpfmap.impl.object.selection
              :refer [arena-section contents-of named-part only-value section?]]
+            [bpfmap.impl.object.undo :as undo]
             [bpfmap.type :as type]
             [clojure.string :as str])
   (:import (bpfmap.impl.map.bpf_map BpfMap)
@@ -152,9 +152,9 @@
                        spec (select-keys options [:pin-path])
                        (when btf
                          {:fd (:fd btf) :ids (get types map-name [0 0])}))]
-      (loaded/undoing! undo m #(bpf-map/close m))
+      (undo/push! undo m #(bpf-map/close m))
       (when (and (:pinning spec) (not reused?))
-        (loaded/undoing! on-failure m #(lifecycle/unpin! m)))
+        (undo/push! on-failure m #(lifecycle/unpin! m)))
       {:map m :reused reused?})))
 
 (defn- section-map
@@ -193,7 +193,7 @@
   "Sets the address of an arena by mapping it, and writes its variables."
   [{:keys [object undo]} map-name m]
   (when-let [memory (mapped/memory-or-nil m)]
-    (loaded/undoing! undo memory #(memory.bytes/close memory))
+    (undo/push! undo memory #(memory.bytes/close memory))
     (let [end (reduce max 0 (for [{:keys [section offset size]} (vals (:variables object))
                                   :when (= arena-section section)]
                               (+ (long offset) (long size))))]

@@ -5,42 +5,14 @@
             [bpfmap.impl.memory.bytes :as memory.bytes]
             [bpfmap.impl.memory.layout :as layout]
             [bpfmap.impl.memory.variables :as variables]
-            [bpfmap.impl.memory.view :as view])
+            [bpfmap.impl.memory.view :as view]
+            [bpfmap.impl.object.undo :as undo])
   (:import (clojure.lang ILookup)
            (java.io Closeable)
-           (java.util ArrayDeque Deque)
+           (java.util Deque)
            (java.util.concurrent.atomic AtomicBoolean)))
 
 (set! *warn-on-reflection* true)
-
-;; --- what has to be undone
-
-(defn undo-stack
-  "Returns an empty stack of functions that give back what was made."
-  ^Deque []
-  (ArrayDeque.))
-
-(defn undoing!
-  "Adds a function that gives something back; returns x.
-
-      (undoing! undo m #(.close m))"
-  [^Deque undo x f]
-  (.push undo f)
-  x)
-
-(defn undo!
-  "Calls all functions of a stack, the last one first.
-
-  Returns the first exception that one of them threw, or nil."
-  [^Deque undo]
-  (loop [failed nil]
-    (if-let [f (.poll undo)]
-      (recur (try
-               (f)
-               failed
-               (catch Throwable e
-                 (or failed e))))
-      failed)))
 
 ;; --- the open object
 
@@ -56,7 +28,7 @@
   Closeable
   (close [_]
     (when (.compareAndSet closed false true)
-      (when-let [failed (locking undo (undo! undo))]
+      (when-let [failed (locking undo (undo/all! undo))]
         (throw failed))))
   Object
   (toString [_]

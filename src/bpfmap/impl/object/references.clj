@@ -9,8 +9,8 @@
             [bpfmap.impl.object.core :as core]
             [bpfmap.impl.object.externs :as externs]
             [bpfmap.impl.object.load-error :refer [in-path]]
-            [bpfmap.impl.object.loaded :as loaded]
-            [bpfmap.impl.object.selection :as selection])
+            [bpfmap.impl.object.selection :as selection]
+            [bpfmap.impl.object.undo :as undo])
   (:import (bpfmap.sys Fd)
            (java.nio ByteBuffer ByteOrder)))
 
@@ -62,7 +62,7 @@
   (or (@module-fds module)
       (let [fd (or (kernel.btf/open-named module {:op :load})
                    (throw (externs/missing [] "module" module)))]
-        (loaded/undoing! temporary fd #(call/close fd))
+        (undo/push! temporary fd #(call/close fd))
         (vswap! module-fds assoc module fd)
         fd)))
 

@@ -112,7 +112,7 @@
   (if (= ByteOrder/BIG_ENDIAN (ByteOrder/nativeOrder)) :big-endian :little-endian))
 
 (defn check-object
-  "Throws unless an object has the form of a result of read, and this machine's byte order.
+  "Throws unless an object has the form that read returns, and this byte order.
 
       (check-object (object/read \"flows.bpf.o\"))"
   [{:keys [byte-order license] :as object}]
@@ -243,7 +243,7 @@
                                   "map, got " (error/printed ref))))))))
 
 (defn contents-of
-  "Returns the entries with which a map begins, or nil if its contents are something else.
+  "Returns the entries with which a map begins, or nil without a list of them.
 
       (contents-of {:contents {0 {:map \"first\"}}}) ;=> {0 {:map \"first\"}}"
   [{:keys [contents]}]
