@@ -19,9 +19,11 @@
             [bpfmap.impl.kernel.link :as kernel.link]
             [bpfmap.impl.kernel.prog :as kernel.prog]
             [bpfmap.impl.link.attach :as attach]
+            [bpfmap.impl.link.functions :as functions]
             [bpfmap.impl.link.link :as link]
             [bpfmap.impl.link.output :as output]
             [bpfmap.impl.link.targets :as targets]
+            [bpfmap.impl.link.usdt :as usdt]
             [bpfmap.impl.open-object :as open-object]
             [bpfmap.impl.prog.program :as program])
   (:import (bpfmap.impl.link.link Link)
@@ -55,6 +57,29 @@
                        (assoc (select-keys row [:meaning :since :config :cookie :order])
                               :keys (some-> more (update-vals second))
                               :required required)))))
+
+(defn probes
+  "Returns the USDT probes of a program or shared library.
+
+  The file is a path, or a name as in a target `:usdt`. The probes have the order of the file. One
+  that the compiler has copied is there once for each of its places:
+
+  | key                  | meaning                                                     |
+  |----------------------|-------------------------------------------------------------|
+  | `:provider` `:name`  | the names of the probe                                      |
+  | `:arguments`         | the operands that have its arguments, as the compiler wrote them |
+  | `:offset`            | the place in the file                                       |
+  | `:semaphore`         | the place of its semaphore in the file, if it has one       |
+
+  Throws `:not-found` for a file that does not exist, `:invalid-value` for one that is not a 64-bit
+  ELF file.
+
+      (probes \"libc\")
+      ;=> [{:provider \"libc\" :name \"setjmp\" :arguments \"8@%rdi -4@%esi 8@%rax\" :offset 248304}]"
+  [file]
+  (let [ctx {:op :probes}]
+    (mapv #(select-keys % [:provider :name :arguments :offset :semaphore])
+          (usdt/probes (functions/executable file ctx) ctx))))
 
 (defn- open-map? [x]
   (and (satisfies? open-object/OpenObject x) (= :map (open-object/kind x))))
@@ -283,6 +308,7 @@
   (let [fd (link/descriptor (check-link link :pin!) :pin!)
         path (call/path-text path :pin!)]
     (call/pin fd path {:op :pin! :path path :object :link})
+    (link/pinned! link)
     link))
 
 ;; --- iterators

@@ -13,6 +13,7 @@
             [bpfmap.linux :as linux]
             [bpfmap.object :as object]
             [bpfmap.objects :as objects]
+            [bpfmap.probed :as probed]
             [bpfmap.prog :as prog]
             [bpfmap.programs :as programs]
             [bpfmap.since :as since]
@@ -220,22 +221,33 @@
   (testing "the table of the page equals the generated one"
     (is (= (with-table (slurp page)) (slurp page)))))
 
+(def ^:private server
+  "The probes of the server of the page."
+  [{:provider "server" :name "request" :arguments "4@%edi -8@8(%rsp)"}
+   {:provider "server" :name "request" :arguments "4@$7 -8@$-2"}
+   {:provider "server" :name "stopped" :arguments "" :semaphore true}])
+
 (defn- evaluated
-  "The page with its transcripts evaluated in a network namespace, with a cgroup and a BPF file
-  system of the test."
+  "The page with its transcripts evaluated in a network namespace, with a cgroup, a BPF file system
+  and a program of the test."
   [text]
   (links/in-network-namespace
    (fn []
-     (with-open [cgroup (objects/cgroup)]
+     (with-open [cgroup (objects/cgroup)
+                 traced (probed/program server)]
        (-> (str/replace text "/sys/fs/cgroup/demo" (:path cgroup))
            (str/replace "/sys/fs/bpf" (fixture/bpffs))
+           (str/replace "/usr/local/bin/server" (:path traced))
            transcript/evaluate
+           (str/replace (:path traced) "/usr/local/bin/server")
            (str/replace (fixture/bpffs) "/sys/fs/bpf")
            (str/replace (:path cgroup) "/sys/fs/cgroup/demo"))))))
 
 (kernel-test ^{:needs [[:target :tcx] [:map-type :arena]]} page-transcripts
   (testing "the transcripts of the page print what they show"
-    (let [text (slurp page)]
+    (let [text (cond-> (slurp page)
+                 ;; The server is a program for x86-64.
+                 (not (fixture/x86-64?)) (str/replace #"(?s)## USDT probes.*?(?=## )" ""))]
       (is (< 40 (count (re-seq #"(?m)^user=> " text))))
       (is (= [] (remove (fn [[a b]] (= a b))
                         (map vector

@@ -41,7 +41,7 @@
     {:name pod.bpfmap.prog :of bpfmap.prog
      :vars [load open info pin! instructions machine-code test-run attach-raw-tracepoint]}
     {:name pod.bpfmap.link :of bpfmap.link
-     :vars [target attach open info attached update! detach! pin!]}
+     :vars [probes target attach open info attached update! detach! pin!]}
     {:name pod.bpfmap.events :of bpfmap.events
      :vars [reader peek poll! flush! pause! resume! stats writer send!]}
     {:name pod.bpfmap.type :of bpfmap.type

@@ -48,7 +48,9 @@
   {:type (u32 b at) :offset (u64 b (+ at 8)) :address (u64 b (+ at 16)) :size (u64 b (+ at 32))})
 
 (defn- section [b ^long at]
-  {:type (u32 b (+ at 4))
+  {:name-offset (u32 b at)
+   :type (u32 b (+ at 4))
+   :address (u64 b (+ at 16))
    :offset (u64 b (+ at 24))
    :size (u64 b (+ at 32))
    :link (u32 b (+ at 40))})
@@ -70,8 +72,36 @@
                       []))]
         {:read-at read-at
          :order order
+         :file-type (u16 b 0x10)
+         :machine (u16 b 0x12)
+         :names (u16 b 0x3e)
          :segments (table (u64 b 0x20) (u16 b 0x36) (u16 b 0x38) 56 segment)
          :sections (table (u64 b 0x28) (u16 b 0x3a) (u16 b 0x3c) 64 section)}))))
+
+;; --- sections
+
+(defn contents
+  "Returns the bytes of a section as a buffer in the byte order of the file."
+  ^ByteBuffer [{:keys [read-at order]} {:keys [offset size]}]
+  (buffer read-at order offset size))
+
+(defn text-at
+  "Returns the text at an offset of bytes, up to a NUL or the end."
+  [^bytes bytes ^long offset]
+  (if (< -1 offset (alength bytes))
+    (let [end (loop [i offset]
+                (if (or (= i (alength bytes)) (zero? (aget bytes i))) i (recur (inc i))))]
+      (String. bytes (int offset) (int (- end offset)) StandardCharsets/UTF_8))
+    ""))
+
+(defn sections-named
+  "Returns the sections of a name.
+
+      (sections-named elf \".note.stapsdt\") ;=> ({:type 7 :offset 0x1d2f0 …})"
+  [{:keys [sections names] :as elf} wanted]
+  (when-let [table (get sections names)]
+    (let [bytes (.array (contents elf table))]
+      (filter #(= wanted (text-at bytes (:name-offset %))) sections))))
 
 ;; --- offsets and addresses
 
@@ -162,13 +192,6 @@
   (and (contains? functions (bit-and 0xf (.get b (int (+ at 4)))))
        (not (zero? (u16 b (+ at 6))))))
 
-(defn- name-at [^bytes names ^long offset]
-  (if (< offset (alength names))
-    (let [end (loop [i offset]
-                (if (or (= i (alength names)) (zero? (aget names i))) i (recur (inc i))))]
-      (String. names (int offset) (int (- end offset)) StandardCharsets/UTF_8))
-    ""))
-
 (defn- sorted-functions
   "Returns the places of the functions of a table, sorted by address.
 
@@ -204,7 +227,7 @@
                 around (for [i of-start
                              :let [at (aget places (long i))]
                              :when (< (- address start) (max 1 (u64 b (+ at 16))))
-                             :let [text (name-at names (u32 b at))]
+                             :let [text (text-at names (u32 b at))]
                              :when (not= "" text)]
                          text)]
             (when (seq around)
@@ -231,7 +254,7 @@
   [elf name]
   (some (fn [[^ByteBuffer b names]]
           (some (fn [at]
-                  (when (and (function? b at) (= name (name-at names (u32 b at))))
+                  (when (and (function? b at) (= name (text-at names (u32 b at))))
                     (u64 b (+ (long at) 8))))
                 (range 0 (- (.capacity b) (dec entry)) entry)))
         (tables elf)))
@@ -258,7 +281,7 @@
           (keep (fn [at]
                   (let [at (long at)]
                     (when (function? b at)
-                      (let [text (name-at names (u32 b at))]
+                      (let [text (text-at names (u32 b at))]
                         (when (wanted? text)
                           (when-let [offset (address->offset elf (u64 b (+ at 8)))]
                             {:name text

@@ -13,6 +13,7 @@
             [bpfmap.impl.link.functions :as functions]
             [bpfmap.impl.link.link :as link]
             [bpfmap.impl.link.targets :as targets]
+            [bpfmap.impl.link.usdt :as usdt]
             [bpfmap.impl.nearest :as nearest]
             [bpfmap.impl.open-object :as open-object]
             [bpfmap.impl.prog.program :as program]
@@ -22,7 +23,8 @@
 (set! *warn-on-reflection* true)
 
 ;; `request` is what all functions below take: {:program :target :kind :row :options :ctx}, with
-;; the descriptor of the program, and `:type` and `:attach-type` of the program if they are known.
+;; the descriptor of the program, and `:type`, `:attach-type` and `:descriptions` of the program if
+;; they are known.
 
 (defn- refused
   "Returns the exception for an errno.
@@ -121,16 +123,16 @@
   "Returns the link of a program and a perf event; nil if there are no such links.
 
   The kernel keeps the event for the link. Before Linux 5.15 the program belongs to the event."
-  [{:keys [program options] :as request} event]
+  [{:keys [program] :as request} event cookie]
   (let [link {:form :perf-event :target event :attach-type (attach-number :perf-event)
-              :values (select-keys options [:cookie])}
+              :values {:cookie cookie}}
         outcome (kernel.link/create (assoc link :program program) (:ctx request))]
     (cond
       (instance? Fd outcome)
       outcome
 
       (and (= :EINVAL (errno/errno-name (- (long outcome))))
-           (nil? (:cookie options))
+           (nil? cookie)
            (zero? (long (kernel.perf/set-program event program))))
       nil
 
@@ -216,19 +218,25 @@
    :config2 (:offset target 0)
    :pid -1 :cpu 0})
 
-(defn- uprobe-spec [{:keys [target ctx] :as request}]
-  (let [{:keys [uprobe return pid counter]} target
-        path (functions/executable uprobe ctx)]
+(defn- spec-of-place
+  "Returns the perf event of a place in a file.
+  `counter` is the offset of a reference counter, or nil."
+  [path offset counter {:keys [target] :as request}]
+  (let [{:keys [return pid]} target]
     {:type (probe-type "uprobe" request)
      :config (bit-or (if return 1 0) (bit-shift-left (long (or counter 0)) 32))
      :path path
-     :config2 (first (functions/offsets path (if (:symbol target)
-                                               [(:symbol target)]
-                                               [(:offset target)])
-                                        (if (:symbol target) (:offset target 0) 0)
-                                        ctx))
+     :config2 offset
      :pid (or pid -1)
      :cpu (if pid -1 0)}))
+
+(defn- uprobe-spec [{:keys [target ctx] :as request}]
+  (let [{:keys [uprobe symbol offset counter]} target
+        path (functions/executable uprobe ctx)]
+    (spec-of-place path
+                   (first (functions/offsets path [(or symbol offset)]
+                                             (if symbol (or offset 0) 0) ctx))
+                   counter request)))
 
 (defn- event-specs
   "Returns the perf events of a target."
@@ -253,10 +261,12 @@
                      :ENOENT missing}
       nil)))
 
-(defn- perf-event [{:keys [target] :as request}]
-  (let [specs (event-specs request)
-        request (assoc request :hints (function-hints request (keep :text specs)))
-        events (each-or-none
+(defn- links-of-events
+  "Opens perf events with a program; returns their links, or the events.
+
+  A spec is one of `bpfmap.impl.kernel.perf/open`, with the `:cookie` of its link."
+  [{:keys [target] :as request} specs]
+  (let [events (each-or-none
                 (fn [spec]
                   (let [outcome (kernel.perf/open spec)]
                     (if (instance? Fd outcome)
@@ -266,7 +276,9 @@
                                       outcome)))))
                 specs)
         links (try
-                (each-or-none #(or (link-of-event request %) %) events)
+                (each-or-none (fn [[event {:keys [cookie]}]]
+                                (or (link-of-event request event cookie) event))
+                              (map vector events specs))
                 (catch Throwable e
                   (close-all events)
                   (throw e)))]
@@ -274,6 +286,11 @@
       (with-meta events {:events true})
       (do (close-all events) ; a link keeps its event
           links))))
+
+(defn- perf-event [{:keys [options] :as request}]
+  (let [specs (event-specs request)]
+    (links-of-events (assoc request :hints (function-hints request (keep :text specs)))
+                     (map #(assoc % :cookie (:cookie options)) specs))))
 
 ;; --- many functions
 
@@ -313,6 +330,47 @@
                        :cookies (multi-cookies (:cookie options) (count offsets))
                        :flags (if return (flag-word :uprobe-return) 0)
                        :pid pid}})]))
+
+;; --- probes of programs
+
+(defn- many-places
+  "Makes one link of the kernel for all places of a probe."
+  [{:keys [target] :as request} path places]
+  [(create request
+           {:form :uprobe-multi
+            :attach-type (attach-number :trace-uprobe-multi)
+            :values {:path (paths/c-string path)
+                     :offsets (map :offset places)
+                     :counters (when (some :semaphore places)
+                                 (map #(:semaphore % 0) places))
+                     :cookies (when (every? :cookie places) (map :cookie places))
+                     :count (count places)
+                     :flags 0
+                     :pid (:pid target)}})])
+
+(defn- usdt-probe
+  "Attaches a program to all places of a probe.
+
+  If the program reads the arguments, describes them to it first."
+  [{:keys [target options attach-type descriptions ctx] :as request}]
+  (let [path (functions/executable (:usdt target) ctx)
+        found (usdt/places path target ctx)
+        [places lease] (if descriptions
+                         (usdt/describe! descriptions path found target options ctx)
+                         [(map #(assoc % :cookie (:cookie options)) found) nil])]
+    (try
+      (vary-meta
+       (if (= :trace-uprobe-multi attach-type)
+         (many-places request path places)
+         (links-of-events request
+                          (map (fn [{:keys [offset semaphore cookie]}]
+                                 (assoc (spec-of-place path offset semaphore request)
+                                        :cookie cookie))
+                               places)))
+       assoc :lease lease)
+      (catch Throwable e
+        (some-> lease link/release!)
+        (throw e)))))
 
 ;; --- networks and cgroups
 
@@ -436,17 +494,19 @@
 (def ^:private makers
   "Functions of a request that return the descriptors of a new link, by form."
   {:raw-tracepoint raw-tracepoint, :tracing tracing, :iter iter, :perf-event perf-event
-   :kprobe-multi kprobe-multi, :uprobe-multi uprobe-multi, :device device, :cgroup cgroup
+   :kprobe-multi kprobe-multi, :uprobe-multi uprobe-multi, :usdt usdt-probe
+   :device device, :cgroup cgroup
    :netns netns, :netfilter netfilter, :sockmap sockmap, :struct-ops struct-ops})
 
 (defn- make
   "Makes the link of a request that was checked."
   [{:keys [row target ctx] :as request}]
   (try
-    (let [fds ((makers (:form row)) request)]
-      (if (:events (meta fds))
-        (link/of-events fds target)
-        (link/of fds target)))
+    (let [fds ((makers (:form row)) request)
+          {:keys [events lease]} (meta fds)]
+      (if events
+        (link/of-events fds target lease)
+        (link/of fds target lease)))
     (catch RuntimeException e
       (throw (call/in-context e ctx)))))
 
@@ -479,6 +539,7 @@
      (make {:program (program/descriptor program)
             :type (program/type-of program)
             :attach-type (:attach-type (program/definition program))
+            :descriptions (:usdt (program/definition program))
             :target target
             :kind kind
             :row (targets/kinds kind)

@@ -190,7 +190,7 @@
                 :bpfmap/hint (str "a program or shared library has functions; in any other file, "
                                   "give :offset in place of :symbol")}))
 
-(defn- with-elf
+(defn with-elf
   "Calls f with the symbols of a file, as `bpfmap.impl.elf.symbols` opens them."
   [path ctx f]
   (let [^Fd fd (call/open-file path true ctx)]

@@ -22,13 +22,22 @@
                                         (symbol (str %))
                                         %))))
 
+(defprotocol Lease
+  "A thing that a link holds besides its descriptors."
+  (release! [lease] "Gives it back, when the link is closed.
+  Idempotent.")
+  (keep! [lease] "Keeps it for good, when the link is pinned."))
+
 ;; A link owns descriptors, and ends when it is closed: `fds` are links of the kernel, one for each
-;; CPU of a perf event. `events` are perf events with a program but without a link, as before Linux
-;; 5.15; then `fds` is empty. `target` is data: as it was attached, or what is known of an opened
-;; link.
-(deftype Link [fds events target]
+;; CPU of a perf event or each place of a probe. `events` are perf events with a program but without
+;; a link, as before Linux 5.15; then `fds` is empty. `target` is data: as it was attached, or what
+;; is known of an opened link. `lease` may be nil.
+(deftype Link [fds events target lease]
   Closeable
-  (close [_] (run! call/close fds) (run! call/close events))
+  (close [_]
+    (run! call/close fds)
+    (run! call/close events)
+    (when lease (release! lease)))
   open-object/OpenObject
   (descriptor [_] (first fds))
   (kind [_] :link)
@@ -48,14 +57,19 @@
   (instance? Link x))
 
 (defn of
-  "Returns a link that owns descriptors of links."
-  ^Link [fds target]
-  (Link. (vec fds) [] target))
+  "Returns a link that owns descriptors of links, and a lease or nil."
+  (^Link [fds target] (of fds target nil))
+  (^Link [fds target lease] (Link. (vec fds) [] target lease)))
 
 (defn of-events
-  "Returns a link that owns perf events whose programs have no link."
-  ^Link [events target]
-  (Link. [] (vec events) target))
+  "Returns a link that owns perf events with a program but without a link."
+  ^Link [events target lease]
+  (Link. [] (vec events) target lease))
+
+(defn pinned!
+  "Keeps the lease of a link that was pinned."
+  [^Link link]
+  (some-> (.-lease link) keep!))
 
 (defn target
   "Returns the target of a link as data."
@@ -76,21 +90,25 @@
 (defn descriptor
   "Returns the only descriptor of a link.
 
-  Throws `:not-supported` for a link of several CPUs."
+  Throws `:not-supported` for a link of several CPUs, or of several places of a probe."
   ^Fd [link op]
-  (let [[fd & more] (descriptors link op)]
+  (let [[fd & more] (descriptors link op)
+        [each hint] (if (contains? (target link) :usdt)
+                      ["place of the probe" (str "attach with :offset and :counter of "
+                                                 "bpfmap.link/probes as :uprobe to have one link "
+                                                 "for each place")]
+                      ["CPU" "attach with :cpu to have one link for each CPU"])]
     (when more
       (throw (error/error :not-supported
                           (str "The link has " (inc (count more)) " links of the kernel, one for "
-                               "each CPU")
-                          {:bpfmap/op op
-                           :bpfmap/hint "attach with :cpu to have one link for each CPU"})))
+                               "each " each)
+                          {:bpfmap/op op :bpfmap/hint hint})))
     fd))
 
 (defn info
   "Returns the kernel's data about a link.
 
-  With `:ids` if there is a link of the kernel for each CPU."
+  With `:ids` if there is a link of the kernel for each CPU or place."
   ([link] (info link {:op :info :object :link}))
   ([link ctx]
    (let [fds (descriptors link (:op ctx))

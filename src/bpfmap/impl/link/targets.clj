@@ -23,6 +23,7 @@
 
 (def ^:private u31 (integer 0 0x7fffffff))
 (def ^:private offset (integer 0 Long/MAX_VALUE))
+(def ^:private u32 (integer 0 0xffffffff))
 (def ^:private pid (integer 1 0x7fffffff))
 (def ^:private flag [boolean? "true or false"])
 (def ^:private anything [some? "a value"])
@@ -199,7 +200,7 @@
 
    :uprobe
    {:value text :form :perf-event
-    :keys {:symbol text :offset offset :return flag :pid pid :counter offset}
+    :keys {:symbol text :offset offset :return flag :pid pid :counter u32}
     :meaning "a function of a program or a shared library, in every process or in one"
     :programs {:kprobe [nil]}
     :since "4.17" :config "CONFIG_UPROBE_EVENTS" :cookie "5.15"
@@ -226,6 +227,20 @@
                              ":trace-uprobe-multi or :trace-uprobe-session, and every offset must "
                              "be that of an instruction")]
                :EBADF [:invalid-value "the path must name a file that can be executed or mapped"]}}
+
+   :usdt
+   {:value text :form :usdt
+    :keys {:provider text :name text :pid pid} :required [:provider :name]
+    :meaning (str "a probe that a program or a shared library declares (USDT), at all its places, in "
+                  "every process or in one")
+    :programs {:kprobe [nil :trace-uprobe-multi]}
+    :since "4.17" :config "CONFIG_UPROBE_EVENTS" :cookie "4.17"
+    :sections {"usdt" {} "usdt.s" {}}
+    :refusals {:EINVAL [:invalid-value (str "the program must be loaded without an attach type or "
+                                            "for :trace-uprobe-multi, and the kernel must allow a "
+                                            "probe there")]
+               :ENOTSUPP [:not-supported "the kernel cannot probe the instruction at that offset"]
+               :ESRCH [:not-found "the process of :pid does not exist"]}}
 
    :perf-event
    {:value event :keys {:pid pid :cpu u31} :form :perf-event
@@ -517,6 +532,8 @@
                   (re-matches #"0x[0-9a-fA-F]+" symbol) (assoc :offset (decoded symbol))
                   (not (re-matches #"0x[0-9a-fA-F]+" symbol)) (assoc :symbol symbol)
                   plus (assoc :offset (decoded plus)))))
+    :usdt (let [[_ path provider name] (re-matches #"(.+):([^:]+):([^:]+)" text)]
+            (when path {kind path :provider provider :name name}))
     :uprobe-multi (let [[_ path symbols] (re-matches #"(.+):([^:]+)" text)]
                     (when path {kind path :symbols symbols}))
     {kind text}))
@@ -554,6 +571,7 @@
       :sockmap "{:sockmap m}"
       (:kprobe :fentry) "{:kprobe \"do_unlinkat\"}"
       :uprobe "{:uprobe \"/bin/bash\" :symbol \"readline\"}"
+      :usdt "{:usdt \"libc\" :provider \"libc\" :name \"setjmp\"}"
       nil)))
 
 ;; --- refusals

@@ -106,6 +106,11 @@
                                                        (map-types/at-least? "4.17")))
                                         1 0))})
 
+(defn has-cookies?
+  "Returns true if programs of this kernel can read the cookie of their link."
+  []
+  (= 1 @(virtual "LINUX_HAS_BPF_COOKIE")))
+
 (def ^:private tristate {"n" 0 "y" 1 "m" 2})
 
 (defn- parsed-number [text]

@@ -11,6 +11,7 @@
             [bpfmap.impl.kernel.call :as call]
             [bpfmap.impl.kernel.prog :as kernel.prog]
             [bpfmap.impl.link.attach-types :as attach-types]
+            [bpfmap.impl.link.usdt :as usdt]
             [bpfmap.impl.map-types :as map-types]
             [bpfmap.impl.map.bpf-map :as bpf-map]
             [bpfmap.impl.map.lifecycle :as lifecycle]
@@ -29,6 +30,7 @@
             [bpfmap.impl.prog.program :as program]
             [bpfmap.impl.prog.verifier-log :as verifier-log]
             [bpfmap.spec :as spec]
+            [bpfmap.type :as type]
             [clojure.string :as str])
   (:import (bpfmap.impl.prog.program Program)
            (clojure.lang ExceptionInfo)
@@ -116,6 +118,29 @@
   (cond-> {:attach-btf-id id}
     module (assoc :attach-btf (references/module-fd state module))))
 
+(defn- with-attach-type
+  "Returns a program with the attach type that its section leaves open.
+
+  A program for USDT probes is loaded for links of many uprobes if the kernel has them."
+  [{:keys [type attach-type section] :as program}]
+  (cond-> program
+    (and (= :kprobe type) (nil? attach-type) section
+         (re-find #"^\??usdt(\.s)?(/|$)" section)
+         @usdt/one-link-for-all-places)
+    (assoc :attach-type :trace-uprobe-multi)))
+
+(defn- descriptions
+  "Returns the maps by which a program finds the arguments of USDT probes, or nil.
+
+  The keys are those of `bpfmap.impl.link.usdt/describe!`."
+  [{:keys [object maps]} {:keys [type]}]
+  (let [specs "__bpf_usdt_specs"]
+    (when (and (= :kprobe type) (contains? maps specs))
+      {:specs (maps specs)
+       :addresses (maps "__bpf_usdt_ip_to_spec_id")
+       :offsets (type/offsets (get-in object [:maps specs :value]))
+       :cookies (externs/has-cookies?)})))
+
 (defn- attach-fields
   "Returns the fields of a program that say what it is loaded for."
   [{:keys [implementations options] :as state} name {:keys [type attach-type] :as program}]
@@ -195,7 +220,8 @@
 (defn- load-program
   "Loads a linked program; returns `{:program opened :log text}`."
   [{:keys [object options undo] :as state} name {:keys [code parts relocations callbacks]}]
-  (let [{:keys [type flags] :as program} (get-in object [:programs name])
+  (let [{:keys [type flags] :as program} (with-attach-type (get-in object [:programs name]))
+        usdt (descriptions state program)
         code (.order (ByteBuffer/wrap code) (ByteOrder/nativeOrder))
         ctx (assoc state :fds (volatile! []) :poison (volatile! {}) :fd-array (volatile! []))
         fields (in-path [] (attach-fields state name program))]
@@ -223,8 +249,10 @@
                     fields)
              {:op :load :program-type type})
             opened (Program. fd type (spec/kernel-name name)
-                             (assoc (select-keys program [:section :target :attach-type :flags])
-                                    :name name))]
+                             (cond-> (assoc (select-keys program [:section :target :attach-type
+                                                                  :flags])
+                                            :name name)
+                               usdt (assoc :usdt usdt)))]
         (undo/push! undo opened #(.close ^Closeable opened))
         {:program opened :log log}))))
 
