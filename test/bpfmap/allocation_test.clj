@@ -1,4 +1,4 @@
-(ns bpfmap.allocation-test
+(ns ^:volume bpfmap.allocation-test
   "What operations allocate: nothing where bytes are the caller's, and nothing that grows with the
   map."
   (:require [bpfmap.core :as bpf]

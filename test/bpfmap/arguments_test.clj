@@ -1,4 +1,4 @@
-(ns bpfmap.arguments-test
+(ns ^:volume bpfmap.arguments-test
   "Every public function with arguments that nobody means: an answer or an error as data, never
   anything else, never a hang."
   (:require [bpfmap.btf :as btf]

@@ -1,4 +1,4 @@
-(ns bpfmap.contributing-test
+(ns ^:volume bpfmap.contributing-test
   "CONTRIBUTING.md names files, definitions and tests that exist."
   (:require [bpfmap.test-runner :as runner]
             [clojure.java.io :as io]

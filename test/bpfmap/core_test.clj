@@ -215,7 +215,7 @@
       (is (= 3 (reduce (fn [n _] (if (= 3 n) (reduced n) (inc n))) 0 m)))
       (is (= :stop (reduce-kv (fn [_ _ _] (reduced :stop)) nil m))))))
 
-(kernel-test b7-reduce-returns-buffers
+(kernel-test ^:volume b7-reduce-returns-buffers
   (testing "a reduction that throws or stops returns its buffers"
     ;; Each holds 256 KiB while it runs: ten thousand that were kept would be gigabytes.
     (with-open [m (open-hash {:max-entries 100000})]
@@ -232,7 +232,7 @@
             (is (< (- after before) 65536)
                 (str "resident kB before " before ", after " after))))))))
 
-(kernel-test reduce-many-entries
+(kernel-test ^:volume reduce-many-entries
   (testing "visits each of many entries once"
     (with-open [m (open-hash {:max-entries 100000})]
       (dotimes [i 50000] (bpf/put! m i i))
@@ -390,7 +390,7 @@
 
 ;; --- counts
 
-(kernel-test put-all-count
+(kernel-test ^:volume put-all-count
   (testing "put-all! returns the number of distinct keys"
     (testing "a key that is given twice is there once"
       (with-open [m (open-hash)]

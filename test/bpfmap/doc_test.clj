@@ -1,4 +1,4 @@
-(ns bpfmap.doc-test
+(ns ^:volume bpfmap.doc-test
   "The guide's transcripts are evaluated again, and its tables are made from the rules."
   (:require [bpfmap.cli.calling :refer [bpfmap]]
             [bpfmap.cli.command-line :as command-line]

@@ -415,7 +415,7 @@
           (.close ^Closeable r)
           (is (= [:value 1] @reducing)))))))
 
-(kernel-test n4-open-and-close-often
+(kernel-test ^:volume n4-open-and-close-often
   (testing "a thousand readers leave descriptors, mappings and threads as they were"
     (with-open [m (producer/ring)
                 s (producer/sender m)]
@@ -891,7 +891,7 @@
           (is (= [] (into [] r)))
           (is (= 0 (:fill (events/stats m)))))))))
 
-(kernel-test n10-two-readers-here
+(kernel-test ^:volume n10-two-readers-here
   (testing "two readers of a ring in one process need consent as well"
     (with-open [m (producer/ring)
                 other (bpf/clone m)]

@@ -1,4 +1,4 @@
-(ns bpfmap.examples-test
+(ns ^:volume bpfmap.examples-test
   "The scripts of examples/, run as their first lines say."
   (:require [bpfmap.core :as bpf]
             [bpfmap.exec :as exec]

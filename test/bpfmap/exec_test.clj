@@ -1,4 +1,4 @@
-(ns bpfmap.exec-test
+(ns ^:volume bpfmap.exec-test
   "The commands as functions of one options map: what they take, from a program, from a shell, as
   a tool."
   (:require [bpfmap.core :as bpf]

@@ -1139,7 +1139,7 @@
 
   Whoever lists the links of the host may still have the link open that was closed here."
   ^Closeable [program target]
-  (loop [tries 100]
+  (loop [tries 12000]
     (let [l (try
               (link/attach program target)
               (catch clojure.lang.ExceptionInfo e
@@ -1173,7 +1173,7 @@
                                 :no-link (eventually? gone?)}])))))
            (finally (run! #(.close ^Closeable %) programs))))))))
 
-(kernel-test k9-rounds
+(kernel-test ^:volume k9-rounds
   (testing "attaching and detaching many times leaves no descriptor, perf event or link"
     (doseq [[kind found] (rounds 12)]
       (is (= {:left [0 0] :no-link true} (dissoc found :millis)) (str kind " " found)))))

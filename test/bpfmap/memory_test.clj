@@ -89,7 +89,7 @@
           (is (= 8 (.read channel (java.nio.ByteBuffer/allocate 100)))))
         (mem/close memory)))))
 
-(kernel-test m4-array-over-4-gib
+(kernel-test ^:volume m4-array-over-4-gib
   (testing "an array of more than 4 GiB is accessible to its last element"
     ;; Not sparse: the kernel allocates and zeroes all of it.
     (let [n (+ 0x20000000 16)

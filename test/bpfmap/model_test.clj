@@ -1,4 +1,4 @@
-(ns bpfmap.model-test
+(ns ^:volume bpfmap.model-test
   "Hash and array maps behave as the Clojure collections that model them; and a model that is
   wrong is found out."
   (:require [bpfmap.core :as bpf]

@@ -1,4 +1,4 @@
-(ns bpfmap.model-types-test
+(ns ^:volume bpfmap.model-types-test
   "The other map types against their models: what evicts, what has a value for each CPU, prefixes,
   queues, maps of maps; and the operations on many entries at once."
   (:require [bpfmap.core :as bpf]

@@ -1,4 +1,4 @@
-(ns bpfmap.robust-test
+(ns ^:volume bpfmap.robust-test
   "What may happen to a process at any moment: interrupts, kill -9, a full disk, no descriptors,
   little memory."
   (:require [bpfmap.core :as bpf]

@@ -1,4 +1,4 @@
-(ns bpfmap.soak-test
+(ns ^:volume bpfmap.soak-test
   "The soak, for some seconds: whatever is done at random, no exception is none of bpfmap's."
   (:require [bpfmap.fixture :as fixture :refer [kernel-test]]
             [clojure.string :as str]

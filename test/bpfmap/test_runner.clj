@@ -104,6 +104,14 @@
                  [test (if (and (= :passed outcome) (@fixture/skips test)) :skipped outcome)]))
           @outcomes)))
 
+(defn- leave-out-volume!
+  "Has the tests of a namespace that are marked :volume not run, if the property bpfmap.volume
+  is \"false\"."
+  [ns]
+  (when (= "false" (System/getProperty "bpfmap.volume"))
+    (doseq [test (vals (ns-interns ns)) :when (:volume (meta test))]
+      (alter-meta! test dissoc :test))))
+
 (defn- run-if-possible
   "Runs the tests of a namespace; one whose library is missing counts as one test that was skipped."
   [ns words]
@@ -112,6 +120,7 @@
       (swap! fixture/skips assoc stand-in reason)
       {stand-in :skipped})
     (do (require ns)
+        (leave-out-volume! ns)
         (run-namespace ns words))))
 
 (def ^:private conformance-page "doc/conformance.md")

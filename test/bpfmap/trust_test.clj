@@ -1,4 +1,4 @@
-(ns bpfmap.trust-test
+(ns ^:volume bpfmap.trust-test
   "The scripts, run by root where another user has laid something out: his code does not run, and
   nothing is made at his place."
   (:require [bpfmap.fixture :as fixture :refer [kernel-test]]

@@ -1,4 +1,4 @@
-(ns bpfmap.cli.hostile-test
+(ns ^:volume bpfmap.cli.hostile-test
   "Names and contents that were made to steer a terminal: whatever prints them, nothing of it gets
   there raw."
   (:require [bpfmap.bytes :as bytes]

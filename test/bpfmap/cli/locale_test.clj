@@ -1,4 +1,4 @@
-(ns bpfmap.cli.locale-test
+(ns ^:volume bpfmap.cli.locale-test
   "Arguments, paths and output are bytes, whatever the locale. The command line runs as a process,
   as a shell starts it."
   (:require [bpfmap.bytes :as bytes]

@@ -1,4 +1,4 @@
-(ns bpfmap.cli.process-test
+(ns ^:volume bpfmap.cli.process-test
   "bin/bpfmap as a process: from where it is called, what it does to signals, pipes and the
   terminal."
   (:require [bpfmap.cli.main :as main]
@@ -128,7 +128,7 @@
       (Thread/sleep 300)
       (fixture/run ["sh" "-c" (str "kill -" signal " " (.pid process))])
       (let [begun (System/nanoTime)]
-        (is (.waitFor process 20 TimeUnit/SECONDS))
+        (is (.waitFor process 120 TimeUnit/SECONDS))
         {:exit (.exitValue process)
          :out (slurp out)
          :seconds (/ (- (System/nanoTime) begun) 1e9)})
@@ -188,7 +188,7 @@
           (Thread/sleep 50)
           (recur (dec attempts))))
       (f process)
-      {:exit (when (.waitFor process 20 TimeUnit/SECONDS) (.exitValue process))
+      {:exit (when (.waitFor process 120 TimeUnit/SECONDS) (.exitValue process))
        :out (slurp out) :err (slurp err)}
       (finally
         (.destroyForcibly process)

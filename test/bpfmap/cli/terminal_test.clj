@@ -1,4 +1,4 @@
-(ns bpfmap.cli.terminal-test
+(ns ^:volume bpfmap.cli.terminal-test
   "The command line on a terminal: `list`, `hist` and `watch` at 80 and 200 columns, Ctrl-C, a new
   size, questions, progress."
   (:require [bpfmap.core :as bpf]

@@ -30,9 +30,9 @@
   (dotimes [_ n] (.exists (io/file "/proc/self"))))
 
 (defn- gone?
-  "Returns true if the kernel has none of the programs any more, after two seconds at most."
+  "Returns true if the kernel has none of the programs any more, after a minute at most."
   [ids]
-  (loop [attempts 100]
+  (loop [attempts 3000]
     (let [there (into #{} (map :id) (host/programs {:brief true}))]
       (cond
         (not-any? there ids) true
@@ -53,7 +53,8 @@
           events (filter :value rows)]
       (is (= [:running :ended] (keep :status rows)))
       (is (= [:status :object :elapsed :programs :maps :variables] (keys first-row)))
-      (is (<= 3 (count summaries) 5))
+      ;; The first, the last, and one each 0.2 s, of which a slow machine may miss some.
+      (is (<= 2 (count summaries) 5))
       (is (= "calls-el" (:object first-row)))
       (is (= [{:name "on_enter" :type :raw-tracepoint
                :attached-to "raw-tracepoint sys_enter"}]
@@ -178,7 +179,7 @@
           (recur (dec attempts))))
       (fixture/run ["sh" "-c" (str "kill -" signal " " (.pid process))])
       (let [begun (System/nanoTime)]
-        (is (.waitFor process 20 TimeUnit/SECONDS))
+        (is (.waitFor process 120 TimeUnit/SECONDS))
         {:exit (.exitValue process)
          :rows (map edn/read-string (remove #(str/ends-with? % "…") (str/split-lines (slurp out))))
          :seconds (/ (- (System/nanoTime) begun) 1e9)})

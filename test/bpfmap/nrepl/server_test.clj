@@ -1,4 +1,4 @@
-(ns bpfmap.nrepl.server-test
+(ns ^:volume bpfmap.nrepl.server-test
   "The server over a real socket, with nREPL's own client: who gets in, what is printed, what is
   left behind.
 

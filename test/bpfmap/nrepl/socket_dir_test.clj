@@ -1,4 +1,4 @@
-(ns bpfmap.nrepl.socket-dir-test
+(ns ^:volume bpfmap.nrepl.socket-dir-test
   "Where a socket may lie, and whose its name is. As root the tests make files of other users;
   without, some are skipped."
   (:require [bpfmap.fixture :as fixture :refer [error-of kernel-test]]

@@ -1,4 +1,4 @@
-(ns bpfmap.pod.process-test
+(ns ^:volume bpfmap.pod.process-test
   "bin/pod-bpfmap as a client has it: another process, whose stdout is the protocol and nothing
   else."
   (:require [bpfmap.bytes :as bytes]

@@ -1,4 +1,4 @@
-(ns bpfmap.sys.fd-test
+(ns ^:volume bpfmap.sys.fd-test
   "Lifetime, threads and signals: what a service depends on for months."
   (:require [bpfmap.core :as bpf]
             [bpfmap.fixture :as fixture :refer [error-of kernel-test]]

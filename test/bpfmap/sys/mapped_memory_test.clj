@@ -1,4 +1,4 @@
-(ns bpfmap.sys.mapped-memory-test
+(ns ^:volume bpfmap.sys.mapped-memory-test
   "A mapped range goes when it is closed, or when nobody can reach it; an access to it never
   faults."
   (:require [bpfmap.core :as bpf]

@@ -379,7 +379,7 @@
       (is (= 1 (count (into [] r))))
       (is (= (* 64 4096) (:capacity (events/stats r)))))))
 
-(kernel-test open-and-close
+(kernel-test ^:volume open-and-close
   (testing "a thousand readers leave no descriptor and no mapping behind"
     (with-array
       (let [mappings mapped-events

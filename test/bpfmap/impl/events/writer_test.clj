@@ -445,7 +445,7 @@
 
 ;; --- lifetime
 
-(kernel-test ^{:needs [[:map-type :user-ringbuf]]} open-and-close
+(kernel-test ^{:volume true :needs [[:map-type :user-ringbuf]]} open-and-close
   (testing "a thousand writers leave no descriptor and no mapping behind"
     (with-open [m (ring)]
       ;; Without :steal, each would look through the descriptors of all processes.

@@ -1,4 +1,4 @@
-(ns bpfmap.impl.kernel.token-test
+(ns ^:volume bpfmap.impl.kernel.token-test
   "Maps created with a BPF token, by this library in a user namespace in which it has no
   capability of its own."
   (:require [bpfmap.fixture :as fixture :refer [kernel-test]]

@@ -1,4 +1,4 @@
-(ns bpfmap.impl.map.by-name-test
+(ns ^:volume bpfmap.impl.map.by-name-test
   "Maps pinned by name: made once, used by all who have the same spec, and complete before anybody
   sees them."
   (:require [bpfmap.core :as bpf]

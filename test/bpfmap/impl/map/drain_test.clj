@@ -1,4 +1,4 @@
-(ns bpfmap.impl.map.drain-test
+(ns ^:volume bpfmap.impl.map.drain-test
   "Draining a map: the taken and the remaining entries are all entries that were put, whatever
   happens at the same time."
   (:require [bpfmap.core :as bpf]

@@ -1,4 +1,4 @@
-(ns bpfmap.impl.map.references-test
+(ns ^:volume bpfmap.impl.map.references-test
   "Maps that store other objects: references that are written and read."
   (:require [bpfmap.core :as bpf]
             [bpfmap.fixture :as fixture :refer [error-of kernel-test]]
