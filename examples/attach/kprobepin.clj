@@ -2,7 +2,7 @@
 ;; CONFIG_KPROBES.
 ;;
 ;;     bin/clj -M:exec examples/attach/kprobepin.clj                           execve, until Ctrl-C
-;;     bin/clj -M:exec examples/attach/kprobepin.clj openat 10 /sys/fs/bpf/my  pinned in /sys/fs/bpf/my
+;;     bin/clj -M:exec examples/attach/kprobepin.clj openat 10 /sys/fs/bpf/my  pinned there
 ;;
 ;; Remove the pin with: bin/bpfmap unpin /sys/fs/bpf/ex_calls
 

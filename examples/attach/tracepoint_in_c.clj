@@ -9,7 +9,8 @@
 
 (let [[seconds] *command-line-args*]
   (with-open [pages (object/load (object/read "examples/attach/pages.o"))
-              _ (link/attach (get-in pages [:programs "allocating"]))] ; to the target of its section
+              ;; The name of the section has the target.
+              _ (link/attach (get-in pages [:programs "allocating"]))]
     (doseq [_ (range (if seconds (parse-long seconds) Long/MAX_VALUE))]
       (Thread/sleep 1000)
       (println @(get-in pages [:variables "allocations"]) "pages"))))

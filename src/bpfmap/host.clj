@@ -125,7 +125,7 @@
   (holders/links))
 
 (defn attachments
-  "Returns the programs that are attached without a link, with the keys of [[links]].
+  "Returns programs that are attached without a link, with the keys of [[links]].
 
   They have no `:id`. The kernel detaches such a program when somebody removes it, when its perf
   event is closed, or when its cgroup, device or map is gone.

@@ -150,8 +150,9 @@
 (kernel-test connections-by-trampolines
   (works-or-unsupported #"(?m)127.0.0.1 +\d+ +-> 127.0.0.1 +\d+ *$" "trampolines" "fentry" []
                         connect)
-  (works-or-unsupported #"(?m)127.0.0.1 +\d+ +-> 127.0.0.1 +\d+ +\d+\.\d+ ms$" "trampolines" "tcprtt"
-                        [] connect))
+  (works-or-unsupported #"(?m)127.0.0.1 +\d+ +-> 127.0.0.1 +\d+ +\d+\.\d+ ms$" "trampolines"
+                        "tcprtt" [] connect))
 
 (kernel-test scheduler
-  (works-or-unsupported #"the scheduler is minimal" "no struct sched_ext_ops" "sched_ext" [] (fn [])))
+  (works-or-unsupported #"the scheduler is minimal" "no struct sched_ext_ops" "sched_ext" []
+                        (fn [])))

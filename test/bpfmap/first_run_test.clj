@@ -70,7 +70,7 @@
   []
   (->> (concat (map io/file ["README.md" "CONTRIBUTING.md"])
                (.listFiles (io/file "doc"))
-               (.listFiles (io/file "examples"))
+               (filter #(.isFile ^File %) (.listFiles (io/file "examples")))
                [(io/file "dev/user.clj") (io/file "deps.edn")])
        (mapcat #(re-seq #"bin/clj [^`\n,;]*" (slurp %)))
        (map #(str/trim (str/replace % #"  .*| -->.*|, .*|\.$|\)\.?$" "")))
