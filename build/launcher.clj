@@ -66,7 +66,7 @@
                                (not= "data_readers.clj" (.getName file)))]
                 (ns-form file))
         all (into {} (for [[_ ns-name :as form] forms
-                           :when (not (re-find #"^bpfmap\.(pod|nrepl|tool)\b" (str ns-name)))]
+                           :when (not (re-find #"^bpfmap\.(pod|nrepl|tool|metrics)\b" (str ns-name)))]
                        [ns-name (requires form)]))]
     (loop [kept (set (keys all))]
       (let [good (set (filter (fn [ns-name]

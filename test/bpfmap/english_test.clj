@@ -179,7 +179,7 @@
 (def ^:private imperatives
   "The verbs with which commands and flags may begin. A new one is added here on purpose."
   #{"Change" "Continue" "Count" "Create" "Delete" "Detach" "Dump" "Hold" "List" "Load" "Look" "Make" "Move" "Pin"
-    "Print" "Remove" "Restore" "Save" "Show" "Start" "Take" "Watch" "Write"})
+    "Print" "Remove" "Restore" "Save" "Serve" "Show" "Start" "Take" "Watch" "Write"})
 
 (defn- first-word [text]
   (re-find #"^\S+" text))

@@ -53,6 +53,7 @@
    "run" 'bpfmap.cli.run-object/run
    "prog top" 'bpfmap.cli.live-commands/prog-top
    "tail" 'bpfmap.cli.live-commands/tail
+   "export" 'bpfmap.cli.export/export
    "demo" 'bpfmap.cli.live-commands/demo
    "repl" 'bpfmap.cli.repl/repl
    "completion" 'bpfmap.cli.completion/completion

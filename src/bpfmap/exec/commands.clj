@@ -169,6 +169,17 @@
            "--as."]
     :examples [{:old "flows" :seconds 10} {:old "/root/flows.edn" :new "flows"}]
     :fn 'bpfmap.exec.diff/diff :view 'bpfmap.exec.views/diff}
+   {:name "export" :group "Observe changes" :args [:config] :options [:check]
+    :doc "Serve metrics of maps over HTTP, for Prometheus"
+    :text ["The metrics are at http://127.0.0.1:9435/metrics, unless the config has"
+           "another address. Maps are read at each scrape. By default, metrics about the"
+           "maps and programs of the host are added. SIGHUP reads the config again; Ctrl-C"
+           "and SIGTERM end the command. --check also compares the config with the maps"
+           "that exist, and prints all problems. Requires the libraries of io.prometheus,"
+           "which bin/bpfmap gets from Maven Central, and CAP_SYS_ADMIN for the metrics of"
+           "the host."]
+    :examples [{:config "metrics.edn"} {:config "metrics.edn" :check true}]
+    :run true}
 
    ;; --- changing a map
    {:name "put" :group "Change a map" :args [:ref :key :value] :optional #{:value}

@@ -97,6 +97,9 @@
    :into {:takes "REF" :kind :ref :doc "Existing map to write the entries into"}
    :exact {:kind :flag :doc "Delete entries that are not in the file"}
 
+   :config {:takes "CONFIG" :kind :path :doc "File with the config of the metrics, as EDN"}
+   :check {:kind :flag :doc "Print the problems of the config, and serve nothing"}
+
    ;; --- time
    :seconds {:takes "N" :kind :positive :doc "Duration in seconds"}
 

@@ -188,7 +188,8 @@
                                (contains? (names-in-btf info) name)))
                          alike))
         refuse (fn [kind message infos hint]
-                 (let [candidates (seq (candidates infos @pins))]
+                 ;; Looking for pins and holders takes long: not if no map is to be named.
+                 (let [candidates (when (seq infos) (seq (candidates infos @pins)))]
                    (throw (error/error kind (str message " " (pr-str name))
                                        {:bpfmap/op :open
                                         :bpfmap/candidates candidates

@@ -30,14 +30,14 @@
 
 (defn open-raw
   "Opens a second handle of the map, whose keys and values are bytes.
-  Close it.
+  Close it. With `:keys`, only its keys are bytes.
 
       (with-open [raw (open-raw m)] (into {} raw))
       ;=> {#bpfmap/bytes \"07 00 00 00\" #bpfmap/bytes \"2a 00 00 00\"}"
-  ^BpfMap [^BpfMap m]
+  ^BpfMap [^BpfMap m & [sides]]
   (with-error-context [m :clone]
     (let [key-codec (as-bytes (.-key-codec m))
-          value-codec (as-bytes (.-value-codec m))
+          value-codec (cond-> (.-value-codec m) (not= :keys sides) as-bytes)
           size (fn [^Codec codec] (if codec (.size codec) 0))
           fd (call/duplicate (bpf-map/descriptor m) {:op :clone :map (bpf-map/identity-of m)})]
       (BpfMap. fd (bpf-map/identity-of m) (.-spec m) (.-access m) (.-refusals m)

@@ -1,0 +1,67 @@
+(ns ^:no-doc bpfmap.cli.export
+  "Runs the command `export`: serves metrics until a signal ends it, or checks a config."
+  (:require [bpfmap.cli.interactive :as interactive]
+            [bpfmap.error :as error]
+            [bpfmap.exec.output :as output]
+            [bpfmap.metrics.collecting :as collecting]
+            [bpfmap.metrics.config-file :as config-file]))
+
+(set! *warn-on-reflection* true)
+
+(defn- check
+  "Returns the view of `--check`: a line for each problem."
+  [file]
+  (let [{:keys [config problems missing]} (collecting/check (config-file/read-data file))
+        {:keys [metrics]} config]
+    {:as-text true
+     :lines (if (seq problems)
+              (map :message problems)
+              [(str "The config is valid: "
+                    (output/plural (count metrics) "metric" "metrics"))])
+     :notes (map #(str % ": it may come later") missing)
+     :exit (if (seq problems) 1 0)}))
+
+(defn- library-missing []
+  (error/error :not-supported "export requires the libraries of io.prometheus"
+               {:bpfmap/hint (str "run bin/bpfmap export in a checkout of bpfmap, which gets them "
+                                  "from Maven Central, or bin/clj -M:export")}))
+
+(defn- library?
+  "Returns true if the libraries of the alias :export are on the class path."
+  []
+  (try
+    (Class/forName "io.prometheus.metrics.exporter.httpserver.HTTPServer")
+    true
+    (catch ClassNotFoundException _ false)))
+
+(defn- complain-change [{:keys [map up message]}]
+  (output/complain "bpfmap: " (if up
+                                (str "map " map " can be read again")
+                                (cond->> message map (str "map " map ": ")))))
+
+(defn- serve [file]
+  (let [[start reload stop] (mapv #(requiring-resolve (symbol "bpfmap.metrics.export" %))
+                                  ["start" "reload" "stop"])
+        ended (promise)
+        exporter (promise)]
+    (interactive/handling
+     {"HUP" #(output/complain "bpfmap: " (reload @exporter))
+      "INT" #(deliver ended true)
+      "TERM" #(deliver ended true)}
+     (fn []
+       (let [{:keys [url] :as started} (start file complain-change)]
+         (try
+           (deliver exporter started)
+           (println "Metrics are at" url)
+           (flush)
+           @ended
+           (finally (stop started))))))
+    {:as-text true :lines []}))
+
+(defn export
+  "Serves the config in a file, or with `--check` prints its problems."
+  [{:keys [config] check? :check} _request]
+  (cond
+    check? (check config)
+    (library?) (serve config)
+    :else (throw (library-missing))))

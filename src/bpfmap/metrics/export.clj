@@ -1,0 +1,86 @@
+(ns ^:no-doc bpfmap.metrics.export
+  "Serves the config in a file over HTTP, and reads the file again on demand.
+
+  The registry has one collector, which passes on to the collection of the current config. So no
+  scrape is lost while the config changes."
+  (:require [bpfmap.error :as error]
+            [bpfmap.metrics.collecting :as collecting]
+            [bpfmap.metrics.config-file :as config-file]
+            [bpfmap.metrics.server :as server]
+            [bpfmap.metrics.snapshot :as snapshot])
+  (:import (clojure.lang ExceptionInfo)
+           (io.prometheus.metrics.model.registry MultiCollector PrometheusRegistry)
+           (io.prometheus.metrics.model.snapshots MetricSnapshot MetricSnapshots)
+           (java.util Collection)))
+
+(set! *warn-on-reflection* true)
+
+(defn- seconds-now [] (/ (System/currentTimeMillis) 1e3))
+
+(defn- config-families
+  "Returns the families about the config."
+  [{:keys [good loaded]}]
+  (for [[name help x]
+        [["bpfmap_config_last_reload_successful"
+          "1 if the config was valid when it was last read, 0 if the one before is still in use."
+          (if good 1 0)]
+         ["bpfmap_config_last_reload_success_timestamp_seconds"
+          "Time at which the config in use was read." loaded]]]
+    {:name name :type :gauge :help help :label-names [] :rows [[[] x]]}))
+
+(defn- collect
+  "Returns the snapshots of the current collection.
+
+  If it was closed after it was looked up here, another one has taken its place."
+  [state]
+  (loop []
+    (let [{:keys [collection] :as current} @state]
+      (if-let [found (collecting/collect collection #(into [] (keep snapshot/snapshot) %))]
+        (let [^Collection all (into found (map snapshot/snapshot) (config-families current))]
+          (MetricSnapshots. all))
+        (if (identical? collection (:collection @state))
+          (MetricSnapshots. ^"[Lio.prometheus.metrics.model.snapshots.MetricSnapshot;"
+                            (make-array MetricSnapshot 0))
+          (recur))))))
+
+(defn start
+  "Serves the config of a file; the result is for [[reload]] and [[stop]].
+
+  `:url` has the address. `on-change` is as of `bpfmap.metrics/collector`. Throws the errors of
+  reading the config and of starting the server; nothing stays open then."
+  [file on-change]
+  (let [config (config-file/read-config file)
+        options {:on-change on-change}
+        collection (collecting/start config options)
+        state (atom {:collection collection :config config :good true :loaded (seconds-now)})
+        registry (PrometheusRegistry.)]
+    (.register registry (reify MultiCollector (collect [_] (collect state))))
+    (try
+      (merge {:file file :options options :state state} (server/start registry (:http config)))
+      (catch Throwable e
+        (collecting/close collection)
+        (throw e)))))
+
+(defn reload
+  "Reads the config again; returns a text about what happened.
+
+  An invalid config is not used: the one before stays. Where the server listens does not change."
+  [{:keys [file options state]}]
+  (try
+    (let [config (config-file/read-config file)
+          collection (collecting/start config options)
+          {former :collection former-config :config} @state]
+      (swap! state assoc :collection collection :config config :good true :loaded (seconds-now))
+      (collecting/close former)
+      (str "The config " (error/printed file) " was read again"
+           (when (not= (:http config) (:http former-config))
+             "; restart to use its new :http")))
+    (catch ExceptionInfo e
+      (swap! state assoc :good false)
+      (str (ex-message e) "; the config before it stays in use"))))
+
+(defn stop
+  "Stops the server, and closes the collection."
+  [{:keys [state] :as export}]
+  (server/stop export)
+  (collecting/close (:collection @state)))

@@ -1,0 +1,533 @@
+(ns ^:no-doc bpfmap.metrics.metric
+  "Compiles a checked metric for the types of a map, and adds up its series from entries.
+
+  A series is kept from one reading to the next, with the label values of its keys, so that a key
+  that was there before needs no decoding. Entries with the same labels are added up."
+  (:require [bpfmap.error :as error]
+            [bpfmap.exec.fields :as fields]
+            [bpfmap.exec.query :as query]
+            [bpfmap.impl.display.hints :as hints]
+            [bpfmap.impl.field-path :as field-path]
+            [bpfmap.impl.map-types :as map-types]
+            [clojure.string :as str])
+  (:import (bpfmap.bytes ByteView)
+           (java.util ArrayList Arrays Collection Comparator HashMap List)
+           (java.util.regex Matcher Pattern)))
+
+(set! *warn-on-reflection* true)
+
+;; --- series
+
+(definterface SeriesOps
+  (^boolean touch [^long n])
+  (^long reading [])
+  (add [^double x])
+  (addSum [^double x])
+  (^double total [])
+  (^double sum [])
+  (cached [])
+  (keep [x]))
+
+;; The mutable fields are used by one thread at a time: see `bpfmap.metrics.maps`.
+(deftype Series [^List values
+                 ^doubles counts
+                 ^:unsynchronized-mutable ^long reading-number
+                 ^:unsynchronized-mutable ^double of-total
+                 ^:unsynchronized-mutable ^double of-sum
+                 ^:unsynchronized-mutable kept]
+  SeriesOps
+  (touch [_ n]
+    (if (== n reading-number)
+      false
+      (do
+        (set! reading-number n)
+        (set! of-total 0.0)
+        (set! of-sum 0.0)
+        (when counts (Arrays/fill counts 0.0))
+        true)))
+  (reading [_] reading-number)
+  (add [_ x] (set! of-total (+ of-total x)))
+  (addSum [_ x] (set! of-sum (+ of-sum x)))
+  (total [_] of-total)
+  (sum [_] of-sum)
+  (cached [_] kept)
+  (keep [_ x] (set! kept x)))
+
+(deftype Slot
+  [^Series series ^long index])
+
+;; --- fields
+
+(defn- refused [message hint]
+  (error/error :usage message {:bpfmap/op :metrics :bpfmap/hint hint}))
+
+(defn- getter
+  "Returns a function from a key or value to its field at the keys of a path."
+  [ks]
+  (let [step (fn [k] (if (int? k) #(nth % k nil) #(get % k)))]
+    (case (count ks)
+      0 identity
+      1 (step (first ks))
+      (apply comp (reverse (map step ks))))))
+
+(defn- place
+  "Returns the field at a path as `{:side :keys :node :get :path}`.
+
+  Throws `:usage` for an unknown field, and for one in the elements of an array."
+  [sides path]
+  (let [[side ks node] (try
+                         (hints/find-field sides path)
+                         (catch clojure.lang.ExceptionInfo e
+                           (let [{:bpfmap/keys [hint]} (ex-data e)]
+                             (throw (refused (str "Unknown field " (field-path/path-text path))
+                                             hint)))))
+        within (fn within [{:keys [kind element] :as node} ks]
+                 (when-let [[k & more] (seq ks)]
+                   (cond
+                     (and (= :array kind) (not (int? k)))
+                     (throw (refused (str "The field " (field-path/path-text path)
+                                          " is in each element of an array")
+                                     "name an element, such as slots.0.count"))
+                     (= :array kind) (recur element more)
+                     :else (recur (some (fn [{:keys [name node]}] (when (= k name) node))
+                                        (:members node))
+                                  more))))]
+    (within (get sides side) ks)
+    {:side side :keys ks :node node :get (getter ks) :path path}))
+
+(defn- number-kind? [{:keys [kind]}]
+  (contains? #{nil :via :integer :pointer :float :bool :enum} kind))
+
+(defn- check-number [{:keys [node path]} what]
+  (when-not (number-kind? node)
+    (throw (refused (str "The field " (field-path/path-text path) " must be a number for " what
+                         ", got " (hints/type-text node))
+                    (when (seq (:members node))
+                      (str "name one of its fields, such as "
+                           (field-path/path-text
+                            (conj (vec path)
+                                  (subs (str (some :name (:members node))) 1)))))))))
+
+(defn- number-of
+  "Returns a value as a number, or nil."
+  [x values]
+  (cond
+    (number? x) x
+    (boolean? x) (if x 1 0)
+    (keyword? x) (get values x)))
+
+;; --- texts of labels
+
+(defn- text [x]
+  (cond
+    (string? x) x
+    (nil? x) ""
+    (keyword? x) (subs (str x) 1)
+    (vector? x) (str/join "\n" (map text x))
+    (coll? x) (error/printed x)
+    :else (str x)))
+
+(defn- stack
+  "Returns an array of addresses without the zeros at its end."
+  [x]
+  (if (and (vector? x) (seq x) (every? integer? x))
+    (let [last-one (some #(when-not (zero? (nth x %)) %) (range (dec (count x)) -1 -1))
+          n (if last-one (inc (long last-one)) 0)]
+      (if (= n (count x)) x (subvec x 0 n)))
+    x))
+
+(defn- matched
+  "Returns the part of a text that the first matching pattern selects.
+
+  Returns nil if none matches."
+  [patterns s]
+  (some (fn [^Pattern pattern]
+          (let [m (re-matcher pattern s)]
+            (when (.find ^Matcher m)
+              (if (pos? (.groupCount m)) (or (.group m 1) "") (.group m)))))
+        patterns))
+
+(defn- label-reader
+  "Returns a function from an entry's side and the entry to the text of a label.
+
+  The function returns nil for an entry to leave out."
+  [{:keys [side get]
+    ks :keys} {:keys [names unknown match]} places]
+  (let [show (some (fn [place] (when (= ks (:keys place)) (:show place)))
+                   (clojure.core/get places side))
+        array? (boolean show)
+        unknown (or unknown :keep)]
+    (fn [key value]
+      (let [x (get (if (= :key side) key value))
+            x (if show (show (stack x) {:key key :value value}) x)
+            s (if (and match array? (vector? x))
+                (let [parts (map #(matched match (text %)) x)]
+                  (when (every? some? parts) (str/join "\n" parts)))
+                (let [s (text x)] (if match (matched match s) s)))]
+        (when s
+          (if names
+            (or (clojure.core/get names s)
+                (case unknown
+                  :keep s
+                  :drop nil
+                  (str/replace unknown "%s" (Matcher/quoteReplacement s))))
+            s))))))
+
+;; --- buckets
+
+(defn- upper-limits
+  "Returns a function from the number of a bucket to its upper limit.
+
+  `:scale` is not in it."
+  [{:keys [slots linear bounds]}]
+  (cond
+    bounds #(nth bounds % ##Inf)
+    linear (let [shift (if (= :bpftrace slots) 1 0)]
+             (fn [n] (let [n (- (long n) shift)]
+                       (if (neg? n)
+                         -1
+                         (let [to (* (inc n) linear)] (if (integer? linear) (dec to) to))))))
+    :else (let [power #(Math/scalb 1.0 (int %))]
+            (case (or slots :log2)
+              :log2 (fn [n] (dec (power (inc (long n)))))
+              :exp2 power
+              :exp2zero (fn [n] (if (zero? (long n)) 0 (power (dec (long n)))))
+              :bcc (fn [n] (dec (power n)))
+              :bpftrace (fn [n] (if (zero? (long n)) -1 (dec (power (dec (long n))))))))))
+
+(defn- layout
+  "Returns the buckets of a histogram: `{:bounds doubles :index function}`.
+
+  `:index` returns the index of the number of a bucket in the counts. The last count is for values
+  above all bounds. `length` is the number of buckets of an array, or nil."
+  [{:keys [slots bounds scale] from :first, to :last, :as metric} length]
+  (let [from (long (or from 0))
+        to (long (or to
+                     (when bounds (dec (count bounds)))
+                     (when length (dec (long length)))
+                     (throw (refused "The histogram must have :last, the number of its last bucket"
+                                     "such as :last 26"))))
+        scale (double (or scale 1))
+        upper (upper-limits metric)
+        limits (into [] (take-while #(not= ##Inf %)) (map upper (range from (inc to))))
+        n (count limits)
+        limits (double-array (map #(* scale (double %)) limits))]
+    {:bounds limits
+     :index (if (= :limit slots)
+              (let [given (double-array bounds)]
+                (fn [x]
+                  (let [i (Arrays/binarySearch given (double x))]
+                    (if (neg? i) (- (inc i)) i))))
+              (fn [x] (max 0 (min n (- (long x) from)))))}))
+
+(defn- array-length [{:keys [node]}]
+  (when (= :array (:kind node)) (:count node)))
+
+(defn- slots-place
+  "Returns the place of the array of counts in a value, or nil."
+  [{:keys [value]}]
+  (let [counts? (fn [{:keys [kind element]}] (and (= :array kind) (= :integer (:kind element))))
+        found (filter (comp counts? :node) (:members value))]
+    (cond
+      (counts? value) {:side :value :keys [] :node value :get identity :path ["value"]}
+      (seq found) (let [member (or (some #(when (= :slots (:name %)) %) found)
+                                   (when-not (next found) (first found)))]
+                    (when member
+                      {:side :value :keys [(:name member)] :node (:node member)
+                       :get (getter [(:name member)])
+                       :path ["value" (subs (str (:name member)) 1)]})))))
+
+(defn- bucket-place
+  "Returns the place of the buckets, or of their numbers, of a histogram."
+  [{:keys [bucket]} {:keys [key] :as sides}]
+  (let [found (cond
+                bucket (place sides bucket)
+                (slots-place sides) (slots-place sides)
+                (= :integer (:kind key)) (place sides ["key"]))]
+    (cond
+      (nil? found) (throw (refused "The map has no buckets according to its types"
+                                   "name the field that has them with :bucket"))
+      (= :array (:kind (:node found))) found
+      (not= :key (:side found))
+      (throw (refused (str "The field " (field-path/path-text (:path found))
+                           " must be in the key, or an array of counts")
+                      "such as :bucket \"key.slot\" or \"value.slots\""))
+      :else (do (check-number found "buckets") found))))
+
+;; --- per-CPU values
+
+(defn- summing
+  "Returns a function of a per-CPU value that adds up the numbers of f.
+
+  It returns nil if one of them is nil."
+  [f]
+  (fn [values]
+    (reduce (fn [sum x]
+              (let [n (f x)]
+                (if (nil? n) (reduced nil) (+' sum n))))
+            0 values)))
+
+;; --- compiling
+
+(defn- check-hints
+  "Throws `:usage` for a hint of a field that no label has."
+  [compiled label-places]
+  (let [used (set (map (juxt :side :keys) label-places))]
+    (doseq [[side places] compiled
+            {:keys [path] ks :keys} places]
+      (when-not (used [side ks])
+        (throw (refused (str "The hint for " (field-path/path-text path) " must be for the field of a "
+                             "label")
+                        nil))))))
+
+(defn- in-usage
+  "Calls f; its errors about hints and fields become `:usage`."
+  [f]
+  (try
+    (f)
+    (catch clojure.lang.ExceptionInfo e
+      (let [{:bpfmap/keys [error hint]} (ex-data e)
+            message (ex-message e)]
+        (throw (if (= :invalid-value error)
+                 (refused (cond-> message hint (str/replace (str ": " hint) "")) hint)
+                 e))))))
+
+(defn compile-metric
+  "Returns what adds entries of a map to the series of a metric.
+
+  The result is `{:add function :series HashMap :label-names names :bounds doubles}`. `:add` is a
+  function of the number of the reading, the key as a byte view, and the decoded value. `spec` is
+  the spec of the map, `context` is for hints. Throws `:usage` if the metric does not fit the types.
+
+      (compile-metric {:name \"hits\" :type :gauge} {:type :hash :key :u32 :value :u64} context)"
+  [{:keys [type labels where as cpus value scale sum limit] :as metric}
+   {map-type :type :as spec} {:keys [possible key-out check-cpu picker] :as context}]
+  (let [per-cpu? (boolean (:per-cpu (map-types/types map-type)))
+        cpus (or cpus :sum)
+        _ (check-cpu cpus)
+        _ (when (and (= :each cpus) (not per-cpu?))
+            (throw (refused "The map is not a per-CPU map" "leave :cpus out")))
+        sides (hints/sides spec)
+        histogram? (= :histogram type)
+        bucket (when histogram? (bucket-place metric sides))
+        array? (and histogram? (= :array (get-in bucket [:node :kind])))
+        {:keys [bounds index]} (when histogram? (layout metric (array-length bucket)))
+        value-place (if value (place sides value) (some-> (:value sides)
+                                                          (as-> node {:side :value :keys []
+                                                                      :node node :get identity
+                                                                      :path ["value"]})))
+        _ (when-not (or array? (nil? value-place)) (check-number value-place "a metric"))
+        _ (when (and value-place (= :key (:side value-place)))
+            (throw (refused (str "The field " (field-path/path-text (:path value-place))
+                                 " must be in the value") nil)))
+        sum-place (when (vector? sum) (place sides sum))
+        _ (when sum-place (check-number sum-place ":sum"))
+        ;; The library sorts labels by name, too.
+        labels (sort-by first labels)
+        label-places (mapv (fn [[_ {:keys [field]}]] (place sides field)) labels)
+        compiled (in-usage #(hints/compile (mapcat identity as) sides context))
+        _ (check-hints compiled label-places)
+        of-value? (boolean (some #(= :value (:side %)) label-places))
+        _ (when (and of-value? per-cpu? (not (int? cpus)))
+            (throw (refused "Labels of a per-CPU map must be fields of the key"
+                            "or select a CPU with :cpus")))
+        each? (= :each cpus)
+        readers (mapv (fn [place [_ label]] (label-reader place label compiled))
+                      label-places labels)
+        names (mapv first labels)
+        names (if each? (vec (sort (conj names "cpu"))) names)
+        cpu-at (when each? (.indexOf ^List names "cpu"))
+        ;; one number, of an entry's value or of one CPU
+        values-of (get-in value-place [:node :values])
+        get-value (:get value-place)
+        number (fn [x] (number-of (get-value x) values-of))
+        sum-number (when sum-place
+                     (let [f (:get sum-place)] (fn [x] (number-of (f x) nil))))
+        counts-of (when array? (:get bucket))
+        pick (when (and per-cpu? (int? cpus)) (picker cpus))
+        number (cond (not per-cpu?) number pick (comp number pick) each? nil :else (summing number))
+        scale (double (or scale 1))
+        series (HashMap.)
+        slots (HashMap.)
+        counted-buckets (when histogram? (inc (alength ^doubles bounds)))
+        ;; how many series are in the reading, and how many are not in the order yet
+        ^longs tally (long-array 2)
+        touch (fn [^Series s ^long n]
+                (when (.touch s n)
+                  (aset tally 0 (inc (aget tally 0))))
+                nil)
+        dropped (volatile! 0)
+        invalid (volatile! 0)
+        series-of (fn [^List label-values]
+                    (or (.get series label-values)
+                        (if (< (.size series) (long limit))
+                          (let [new-series (Series. label-values
+                                                    (when histogram? (double-array counted-buckets))
+                                                    0 0.0 0.0 nil)]
+                            (.put series label-values new-series)
+                            (aset tally 1 (inc (aget tally 1)))
+                            new-series)
+                          (do (vswap! dropped inc) nil))))
+        read-labels (fn [key value]
+                      (let [all (ArrayList. (count readers))]
+                        (loop [i 0]
+                          (if (< i (count readers))
+                            (let [s ((nth readers i) key value)]
+                              (when (some? s) (.add all s) (recur (inc i))))
+                            all))))
+        bucket-index (fn [key]
+                       (if (and histogram? (not array?))
+                         (let [n (number-of ((:get bucket) key) (get-in bucket [:node :values]))]
+                           (cond
+                             (nil? n) ::invalid
+                             (and (int? sum) (== sum n)) -2
+                             :else (index n)))
+                         -1))
+        slot-of (fn [key value]
+                  (let [i (bucket-index key)]
+                    (if (= ::invalid i)
+                      (do (vswap! invalid inc) nil)
+                      (when-let [label-values (read-labels key value)]
+                        (when-let [found (series-of label-values)]
+                          (Slot. found (long i)))))))
+        accept (when where
+                 (let [row-fields (fields/of-entries spec (if each? :each :sum))
+                       merged (cond (not per-cpu?) identity pick pick each? identity
+                                    :else (picker :sum))
+                       step ((query/selecting {:where where :fields row-fields})
+                             (fn ([found] found) ([_ _] true)))]
+                   (fn [key value]
+                     (true? (step nil {:key key :value (merged value)})))))
+        add-number (fn [^Series s n i x]
+                     (let [i (long i)]
+                       (if (or (nil? x) (and (neg? (double x)) (not= :gauge type)))
+                         (vswap! invalid inc)
+                         (do
+                           (touch s (long n))
+                           (cond
+                             (= -1 i) (.add s (* scale (double x)))
+                             (= -2 i) (.addSum s (* scale (double x)))
+                             :else (let [^doubles counts (.-counts s)]
+                                     (aset counts i (+ (aget counts i) (double x)))))))))
+        add-counts (fn [^Series s value]
+                     (let [^doubles counts (.-counts s)]
+                       (reduce (fn [n x]
+                                 (if (and (int? sum) (== (long sum) (long n)))
+                                   (.addSum s (* scale (double x)))
+                                   (let [i (long (index n))]
+                                     (aset counts i (+ (aget counts i) (double x)))))
+                                 (inc (long n)))
+                               0 (counts-of value))))
+        add-to (fn [^long n ^Slot slot value]
+                 (let [^Series s (.-series slot)]
+                   (when array? (touch s n))
+                   (if array?
+                     (if per-cpu?
+                       (if pick (add-counts s (pick value)) (run! #(add-counts s %) value))
+                       (add-counts s value))
+                     (add-number s n (.-index slot) (number value)))
+                   (when sum-number
+                     (let [x (if (and per-cpu? (not pick))
+                               ((summing sum-number) value)
+                               (sum-number (if pick (pick value) value)))]
+                       (when x (.addSum s (* scale (double x))))))))
+        add-each (fn [^long n key value]
+                   (let [one (fn [x] (number-of (get-value x) values-of))
+                         i (bucket-index key)]
+                     (when-let [^ArrayList label-values (read-labels key nil)]
+                       (dotimes [cpu (count value)]
+                         (let [all (doto (ArrayList. label-values)
+                                     (.add (int cpu-at) (str (nth possible cpu))))]
+                           (when-let [^Series s (series-of all)]
+                             (cond
+                               array? (do (touch s n) (add-counts s (nth value cpu)))
+                               (= ::invalid i) (vswap! invalid inc)
+                               :else (add-number s n i (one (nth value cpu))))))))))
+        cached? (not of-value?)
+        known? (fn [found ^long n]
+                 (and found
+                      (not (identical? ::skip found))
+                      (<= (dec n) (.reading ^Series (.-series ^Slot found)))))
+        add (fn [^long n k value]
+              (let [key (when (or accept each? (not cached?)) (key-out k))]
+                (when (or (nil? accept) (accept key value))
+                  (if each?
+                    (add-each n key value)
+                    (let [found (when cached? (.get slots k))]
+                      (cond
+                        (identical? ::skip found) nil
+                        (known? found n) (add-to n found value)
+                        :else
+                        (let [before @dropped
+                              slot (slot-of (or key (key-out k)) value)]
+                          (if slot
+                            (do (when cached? (.put slots k slot))
+                                (add-to n slot value))
+                            ;; One that was dropped may have room at the next reading.
+                            (when (and cached? (= before @dropped))
+                              (.put slots k ::skip))))))))))
+        plain? (and cached? (not (or accept each? per-cpu? histogram? sum-number)))
+        gauge? (= :gauge type)]
+    {:metric metric
+     :label-names names
+     :bounds bounds
+     :has-sum (some? sum)
+     :series series
+     :slots slots
+     :tally tally
+     :order (volatile! nil)
+     :dropped dropped
+     :invalid invalid
+     ;; Most entries of most metrics: a key that was there before, with an integer. Its series is
+     ;; in the place of its slot, one object less to look at.
+     :add (if-not plain?
+            add
+            (fn [^long n k value]
+              (let [found (.get slots k)
+                    x (get-value value)]
+                (if (and (instance? Series found) (<= (dec n) (.reading ^Series found))
+                         (instance? Long x) (or gauge? (<= 0 (long x))))
+                  (do
+                    (touch found n)
+                    (.add ^Series found (* scale (double (long x)))))
+                  (do
+                    (when (instance? Series found) (.remove slots k))
+                    (add n k value)
+                    (let [slot (.get slots k)]
+                      (when (instance? Slot slot) (.put slots k (.-series ^Slot slot)))))))))}))
+
+;; --- a reading
+
+(def ^:private by-labels
+  (reify Comparator
+    (compare [_ a b]
+      (let [^List a (.-values ^Series a) ^List b (.-values ^Series b)]
+        (loop [i 0]
+          (if (< i (.size a))
+            (let [order (.compareTo ^String (.get a i) (.get b i))]
+              (if (zero? order) (recur (inc i)) order))
+            0))))))
+
+(defn begin!
+  "Prepares a compiled metric for a reading."
+  [{:keys [dropped invalid ^longs tally]}]
+  (vreset! dropped 0)
+  (vreset! invalid 0)
+  (aset tally 0 0))
+
+(defn end!
+  "Ends reading number n, of so many entries: forgets series that were not in it.
+
+  Returns the series that were, sorted by their labels."
+  ^List [{:keys [^HashMap series ^HashMap slots ^longs tally order]} n entries]
+  (when (< (+ 1000 (* 2 (long entries))) (.size slots))
+    (.clear slots))
+  (if (and @order (zero? (aget tally 1)) (== (aget tally 0) (.size series)))
+    @order
+    (do
+      (.removeIf (.values series)
+                 (reify java.util.function.Predicate
+                   (test [_ s] (not (== (long n) (.reading ^Series s))))))
+      (aset tally 1 0)
+      (vreset! order (doto (ArrayList. ^Collection (.values series))
+                       (.sort by-labels))))))

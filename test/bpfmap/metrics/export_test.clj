@@ -1,0 +1,306 @@
+(ns bpfmap.metrics.export-test
+  "`bpfmap export`: what it serves and to whom, how it takes a new config, how it ends."
+  (:require [bpfmap.cli.calling :refer [bpfmap refused]]
+            [bpfmap.core :as bpf]
+            [bpfmap.exposition :as exposition]
+            [bpfmap.fixture :as fixture :refer [error-of kernel-test]]
+            [bpfmap.metrics.export :as export]
+            [clojure.java.io :as io]
+            [clojure.string :as str]
+            [clojure.test :refer [deftest is testing]])
+  (:import (java.io BufferedReader Closeable File)
+           (java.net InetSocketAddress Socket URI)
+           (java.net.http HttpClient HttpRequest HttpRequest$BodyPublishers HttpRequest$Builder
+                          HttpResponse$BodyHandlers)
+           (java.security SecureRandom)
+           (java.security.cert X509Certificate)
+           (java.util Base64 List)
+           (java.util.concurrent TimeUnit)
+           (javax.net.ssl SSLContext TrustManager)))
+
+(set! *warn-on-reflection* true)
+
+(defmacro ^:private with-directory [[dir] & body]
+  `(let [~dir (fixture/temporary-directory)]
+     (try
+       ~@body
+       (finally (run! #(.delete ^File %) (reverse (file-seq ~dir)))))))
+
+(defn- file-in [dir name content]
+  (let [file (io/file dir name)]
+    (spit file content)
+    (str file)))
+
+(defn- fetched
+  "The status and the body of a GET, or of another method."
+  ([url] (fetched url {}))
+  ([url {:keys [method headers ^SSLContext ssl]}]
+   (let [client (.build (cond-> (HttpClient/newBuilder) ssl (.sslContext ssl)))
+         ^HttpRequest$Builder builder (.method (HttpRequest/newBuilder (URI. url)) (or method "GET")
+                                               (HttpRequest$BodyPublishers/noBody))
+         _ (doseq [[k v] headers] (.header builder k v))
+         request (.build builder)
+         response (.send client request (HttpResponse$BodyHandlers/ofString))]
+     {:status (.statusCode response) :body (.body response)
+      :type (.orElse (.firstValue (.headers response) "content-type") nil)})))
+
+(defmacro ^:private with-export
+  "Runs body with an export of a config, given as data."
+  [[e dir config] & body]
+  `(let [~e (export/start (file-in ~dir "metrics.edn" (pr-str ~config)) (fn [_#]))]
+     (try
+       ~@body
+       (finally (export/stop ~e)))))
+
+(defn- counts [entries]
+  (doto (bpf/create {:type :hash :name "t_export" :key :u32 :value :u64 :max-entries 64})
+    (bpf/put-all! entries)))
+
+(defn- config-for [m]
+  {:http {:port 0} :host false
+   :metrics [{:name "m" :type :gauge :map {:id (:id (bpf/info m))} :labels {:k :key}}]})
+
+;; --- HTTP
+
+(kernel-test serves-metrics-only
+  (testing "the server has /metrics in each format, and nothing else, on the loopback address"
+    (with-directory [dir]
+      (with-open [m ^Closeable (counts {1 5})]
+        (with-export [e dir (config-for m)]
+          (let [url (str (:url e))
+                at #(str/replace url "/metrics" %)]
+            (is (str/starts-with? url "http://127.0.0.1:"))
+            (let [{:keys [status body type]} (fetched url)]
+              (is (= [200 "text/plain; version=0.0.4; charset=utf-8"] [status type]))
+              (is (= {{"k" "1"} 5.0}
+                     (exposition/values-of (exposition/read-text body false) "m"))))
+            (let [{:keys [status body type]}
+                  (fetched url {:headers {"Accept" "application/openmetrics-text; version=1.0.0"}})]
+              (is (= [200 true] [status (str/starts-with? type "application/openmetrics-text")]))
+              (is (= {{"k" "1"} 5.0}
+                     (exposition/values-of (exposition/read-text body true) "m"))))
+            (doseq [path ["/" "/x" "/-/healthy" "/metric"]]
+              (is (= {:status 404 :body "Not found: the metrics are at /metrics\n"}
+                     (dissoc (fetched (at path)) :type))
+                  path))
+            (is (= 404 (:status (fetched (at "/") {:method "POST"}))))
+            (testing "other addresses of the host do not answer"
+              (let [port (.getPort (URI. url))
+                    others (for [^java.net.NetworkInterface i
+                                 (enumeration-seq (java.net.NetworkInterface/getNetworkInterfaces))
+                                 ^java.net.InetAddress a (enumeration-seq (.getInetAddresses i))
+                                 :when (not (.isLoopbackAddress a))]
+                             a)]
+                (doseq [^java.net.InetAddress a others]
+                  (is (thrown? java.io.IOException
+                               (with-open [s (Socket.)]
+                                 (.connect s (InetSocketAddress. a port) 5000)))
+                      (str a)))))))))))
+
+(kernel-test basic-auth
+  (testing "with :basic-auth, only the user with the password is served"
+    (with-directory [dir]
+      (let [secret (io/file dir "password")
+            basic (fn [text]
+                    {:headers {"Authorization"
+                               (str "Basic " (.encodeToString (Base64/getEncoder)
+                                                              (.getBytes ^String text "UTF-8")))}})
+            config {:http {:port 0 :basic-auth {:user "prom" :password-file (str secret)}}
+                    :host false :metrics []}]
+        (spit secret "s3cret\n")
+        (testing "a file that others can read is refused"
+          (.setReadable secret true false)
+          (let [{:keys [message] :bpfmap/keys [error]}
+                (error-of (export/start (file-in dir "m.edn" (pr-str config)) nil))]
+            (is (= :permission error))
+            (is (= (str "Other users can read the file of the password " (pr-str (str secret))
+                        ": chmod o= " secret)
+                   message))))
+        (.setReadable secret false false)
+        (.setReadable secret true true)
+        (with-export [e dir config]
+          (is (= [401 401 401 200 401]
+                 [(:status (fetched (:url e)))
+                  (:status (fetched (:url e) (basic "prom:wrong")))
+                  (:status (fetched (:url e) (basic "other:s3cret")))
+                  (:status (fetched (:url e) (basic "prom:s3cret")))
+                  (:status (fetched (str/replace (:url e) "/metrics" "/")))])))
+        (testing "files that are missing or empty"
+          (spit secret "\n")
+          (is (= (str "The file of the password " (pr-str (str secret))
+                      " must have a password in its first line")
+                 (:message (error-of (export/start (file-in dir "m.edn" (pr-str config)) nil)))))
+          (.delete secret)
+          (is (= (str "Cannot read the file of the password " (pr-str (str secret))
+                      ": there is no such file")
+                 (:message (error-of (export/start (file-in dir "m.edn" (pr-str config)) nil))))))))))
+
+(defn- trusting-all ^SSLContext []
+  (doto (SSLContext/getInstance "TLS")
+    (.init nil
+           (into-array TrustManager
+                       [(proxy [javax.net.ssl.X509ExtendedTrustManager] []
+                          (checkServerTrusted ([_ _]) ([_ _ _]))
+                          (checkClientTrusted ([_ _]) ([_ _ _]))
+                          (getAcceptedIssuers [] (make-array X509Certificate 0)))])
+           (SecureRandom.))))
+
+(kernel-test tls
+  (testing "with :tls, the server answers by HTTPS with the key of a PKCS12 key store"
+    (with-directory [dir]
+      (let [keystore (str (io/file dir "keys.p12"))
+            secret (io/file dir "password")
+            config {:http {:port 0 :tls {:keystore keystore :password-file (str secret)}}
+                    :host false :metrics []}
+            failing (fn [] (:message (error-of (export/start (file-in dir "m.edn" (pr-str config))
+                                                             nil))))]
+        (spit secret "changeit\n")
+        (.setReadable secret false false)
+        (.setReadable secret true true)
+        (is (= (str "Cannot read the key store " (pr-str keystore) ": there is no such file")
+               (failing)))
+        (let [{:keys [exit out err]}
+              (fixture/run [(str (System/getProperty "java.home") "/bin/keytool") "-genkeypair"
+                            "-alias" "bpfmap" "-keyalg" "EC" "-dname" "CN=localhost" "-storetype"
+                            "PKCS12" "-storepass" "changeit" "-keystore" keystore])]
+          (is (= 0 exit) (str out err)))
+        (with-export [e dir config]
+          (is (str/starts-with? (:url e) "https://127.0.0.1:"))
+          (let [ssl (trusting-all)]
+            (is (= 200 (:status (fetched (str/replace (:url e) "127.0.0.1" "localhost")
+                                         {:ssl ssl}))))))
+        (spit secret "wrong\n")
+        (is (str/starts-with? (failing) (str "Cannot read the key store " (pr-str keystore) ": ")))))))
+
+(kernel-test addresses-that-are-taken
+  (testing "a port that is taken, and a host that does not exist, are reported"
+    (with-directory [dir]
+      (with-export [e dir {:http {:port 0} :host false :metrics []}]
+        (let [port (.getPort (URI. (:url e)))
+              start #(error-of (export/start (file-in dir "n.edn" (pr-str {:http % :host false
+                                                                           :metrics []}))
+                                             nil))]
+          (let [{:keys [message] :bpfmap/keys [error]} (start {:port port})]
+            (is (= :busy error))
+            (is (= (str "Cannot listen at 127.0.0.1:" port
+                        ": Address already in use; give another :port or :host in :http")
+                   message)))
+          (is (= "Unknown host \"no such host\": give an address of this host, such as \"127.0.0.1\""
+                 (:message (start {:host "no such host" :port 0})))))))))
+
+;; --- a new config
+
+(kernel-test reload-loses-no-scrape
+  (testing "a new config is used by the next scrape, a broken one is not, and no scrape fails"
+    (with-directory [dir]
+      (with-open [m ^Closeable (counts {1 5})]
+        (with-export [e dir (config-for m)]
+          (let [stop (promise)
+                scraping (future
+                           (loop [seen []]
+                             (let [{:keys [status body]} (fetched (:url e))
+                                   seen (conj seen [status (boolean (re-find #"(?m)^[mn]\{" body))])]
+                               (if (deref stop 0 nil) seen (recur seen)))))
+                value (fn [name] (exposition/values-of
+                                  (exposition/read-text (:body (fetched (:url e))) false) name))
+                write #(file-in dir "metrics.edn" (pr-str %))
+                renamed (assoc-in (config-for m) [:metrics 0 :name] "n")]
+            (is (= {{} 1.0} (value "bpfmap_config_last_reload_successful")))
+            (dotimes [i 20]
+              (write (if (even? i) renamed (config-for m)))
+              (is (= (str "The config " (pr-str (:file e)) " was read again") (export/reload e))))
+            (write renamed)
+            (export/reload e)
+            (is (= [{{"k" "1"} 5.0} {}] [(value "n") (value "m")]))
+            (write {:metrics [{:name "n"}]})
+            (is (= (str "The config of metrics is invalid: metric n :type is required; metric n :map "
+                        "is required; the config before it stays in use")
+                   (export/reload e)))
+            (is (= [{{"k" "1"} 5.0} {{} 0.0}]
+                   [(value "n") (value "bpfmap_config_last_reload_successful")]))
+            (spit (:file e) "{:metrics")
+            (is (re-find #"^The config .* must be EDN: .*; the config before it stays in use$"
+                         (export/reload e)))
+            (.delete (io/file (:file e)))
+            (is (= (str "Cannot read the config " (pr-str (:file e))
+                        ": there is no such file; the config before it stays in use")
+                   (export/reload e)))
+            (write (assoc renamed :http {:port 1}))
+            (is (= (str "The config " (pr-str (:file e))
+                        " was read again; restart to use its new :http")
+                   (export/reload e)))
+            (is (= {{} 1.0} (value "bpfmap_config_last_reload_successful")))
+            (deliver stop true)
+            (is (= #{[200 true]} (set @scraping)))))))))
+
+;; --- the command
+
+(kernel-test check-prints-problems
+  (testing "--check prints the problems, and serves nothing"
+    (with-directory [dir]
+      (with-open [m ^Closeable (counts {1 5})]
+        (let [file #(file-in dir "c.edn" (pr-str %))]
+          (is (= {:exit 0 :out "The config is valid: 1 metric\n" :err ""}
+                 (bpfmap "export" (file (config-for m)) "--check")))
+          (is (= {:exit 0 :out "The config is valid: 1 metric\n"
+                  :err "bpfmap: No map named \"t_no_such_map\": it may come later\n"}
+                 (bpfmap "export" "--check"
+                         (file {:metrics [{:name "m" :type :gauge :map "t_no_such_map"}]}))))
+          (is (= {:exit 1 :err ""
+                  :out "metric m :type is required\nmetric m :map is required\nmetric n :type is required\nmetric n :map is required\n"}
+                 (bpfmap "export" (file {:metrics [{:name "m"} {:name "n"}]}) "--check")))
+          (is (= {:exit 1 :err "" :out "metric m: Unknown field y: the fields are key and value\n"}
+                 (update (bpfmap "export" "--check"
+                                 (file (assoc-in (config-for m) [:metrics 0 :value] :y)))
+                         :out str/replace "key, value" "key and value")))))))
+  (testing "a file that cannot be used"
+    (is (= [1 "bpfmap: Cannot read the config \"/no/such\": there is no such file"]
+           (refused "export" "/no/such" "--check")))
+    (is (= [2 "bpfmap: export requires CONFIG; see `bpfmap help export`"] (refused "export")))))
+
+(def ^:private classpath (System/getProperty "java.class.path"))
+
+(defn- command [classpath & args]
+  (into [(str (System/getProperty "java.home") "/bin/java") "--enable-native-access=ALL-UNNAMED"
+         "-XX:TieredStopAtLevel=1" "-cp" classpath "clojure.main" "-m" "bpfmap.cli.main" "export"]
+        args))
+
+(deftest libraries-missing
+  (testing "without the libraries of the alias, one line says how to get them"
+    (with-directory [dir]
+      (is (= {:exit 1 :out ""
+              :err (str "bpfmap: export requires the libraries of io.prometheus: run bin/bpfmap export "
+                        "in a checkout of bpfmap, which gets them from Maven Central, or "
+                        "bin/clj -M:export\n")}
+             (fixture/run (apply command
+                                 (str/join ":" (remove #(str/includes? % "/io/prometheus/")
+                                                       (str/split classpath #":")))
+                                 [(file-in dir "c.edn" "{:host true}")])))))))
+
+(kernel-test runs-as-a-process
+  (testing "the process serves, reads its config again on SIGHUP, and ends on SIGTERM with 0"
+    (with-directory [dir]
+      (with-open [m ^Closeable (counts {1 5})]
+        (let [file (file-in dir "metrics.edn" (pr-str (config-for m)))
+              err (io/file dir "err")
+              ;; The run of the tests may ignore SIGHUP, as nohup makes it, and its children too.
+              process (.start (doto (ProcessBuilder.
+                                     ^List (into ["env" "--default-signal"] (command classpath file)))
+                                (.redirectError err)))
+              signal #(fixture/run ["kill" (str "-" %) (str (.pid process))])
+              until (fn [f] (loop [n 0]
+                              (or (f) (when (< n 1200) (Thread/sleep 100) (recur (inc n))))))]
+          (try
+            (let [line (.readLine ^BufferedReader (io/reader (.getInputStream process)))
+                  [_ url] (re-matches #"Metrics are at (http://127\.0\.0\.1:\d+/metrics)" line)
+                  has? (fn [name] (re-find (re-pattern (str "(?m)^" name "\\{")) (:body (fetched url))))]
+              (is (has? "m"))
+              (spit file (pr-str (assoc-in (config-for m) [:metrics 0 :name] "other")))
+              (signal "HUP")
+              (is (until #(has? "other")))
+              (is (until #(= (slurp err)
+                             (str "bpfmap: The config " (pr-str file) " was read again\n"))))
+              (signal "TERM")
+              (is (.waitFor process 120 TimeUnit/SECONDS))
+              (is (= 0 (.exitValue process))))
+            (finally (.destroyForcibly process))))))))
