@@ -295,7 +295,7 @@
   [x]
   (into #{} (mapcat #(when (map? %) (keys %))) (tree-seq coll? seq x)))
 
-(kernel-test data-keys-are-no-questions
+(kernel-test ^{:needs [[:map-type :bloom-filter]]} data-keys-are-no-questions
   (testing "no key of a result ends in a question mark"
     (with-open [m ^Closeable (bpf/create {:type :hash :key :u32 :value [:struct [:a :u32]]
                                           :max-entries 4 :contents {1 {:a 1}}})

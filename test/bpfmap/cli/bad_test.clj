@@ -159,7 +159,7 @@
               :let [more (drop 1 (enough command))]]
         (check (concat [name ref] more) (or code 1) pattern)))))
 
-(kernel-test misfit-exit-code
+(kernel-test ^{:needs [[:map-type :task-storage]]} misfit-exit-code
   (testing "a key or value that does not fit the map exits with 1"
     (with-open [^Closeable m (bpf/create {:name "bad_m" :type :hash
                                           :key [:struct [:src :ipv4] [:port :port]] :value :u64

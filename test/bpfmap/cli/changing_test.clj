@@ -8,6 +8,7 @@
             [bpfmap.fixture :as fixture :refer [kernel-test]]
             [bpfmap.impl.kernel.call :as call]
             [bpfmap.prog :as prog]
+            [bpfmap.since :as since]
             [clojure.string :as str]
             [clojure.test :refer [are is testing]])
   (:import (java.io Closeable)))
@@ -164,7 +165,8 @@
              [{:type :bloom-filter :value :u64} "it can only tell whether a value may be in it"]
              [{:type :ringbuf :max-entries 4096} "it has no entries"]
              [{:type :task-storage :key :u32 :value :u64 :max-entries 0 :flags #{:no-prealloc}}
-              "the kernel cannot list it"]]]
+              "the kernel cannot list it"]]
+            :when (since/has? [:map-type (:type spec)])]
       (testing (:type spec)
         (with-open [m (a-map spec)]
           (let [[exit line] (refused "clear" (id-of m))]
@@ -244,7 +246,7 @@
         (is (re-find #"`get` prints its next value, `take` removes it"
                      (second (refused "dump" id))))))))
 
-(kernel-test bloom-filters
+(kernel-test ^{:needs [[:map-type :bloom-filter]]} bloom-filters
   (testing "a Bloom filter returns maybe or no"
     (with-open [f (a-map {:type :bloom-filter :value :ipv4})]
       (is (= ["10.0.0.1"] (lines-of "put" (id-of f) "10.0.0.1")))

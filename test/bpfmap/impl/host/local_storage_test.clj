@@ -18,7 +18,7 @@
 
 (def ^:private this-pid (.pid (ProcessHandle/current)))
 
-(kernel-test l7-task-storage
+(kernel-test ^{:needs [[:map-type :task-storage]]} l7-task-storage
   (testing "values of tasks, by thread id"
     (with-open [m ^Closeable (bpf/create (assoc spec :type :task-storage
                                                 :value [:struct [:started :u64] [:n :u32]]))
