@@ -1,5 +1,6 @@
 /*
- * What reading a ring buffer is held against: its protocol written out, without a library.
+ * What reading a ring buffer or a perf event array is held against: its protocol written out,
+ * without a library.
  *
  *     events <processor> <map id>
  *
@@ -9,16 +10,21 @@
  * `raw` reads what is there now, and looks at the first eight bytes of each event. `fields` copies
  * the four fields of an event, and passes them to a function. `live <milliseconds>` reads until no
  * event came for so long, and waits with epoll.
+ *
+ * For a perf event array, `raw` is the only request. The buffer is the one of the processor. Its
+ * size is 1,024 pages.
  */
 #define _GNU_SOURCE
 #include <errno.h>
 #include <linux/bpf.h>
+#include <linux/perf_event.h>
 #include <sched.h>
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/epoll.h>
+#include <sys/ioctl.h>
 #include <sys/mman.h>
 #include <sys/syscall.h>
 #include <time.h>
@@ -28,6 +34,7 @@ static uint64_t *consumer, *producer;
 static char *data;
 static uint64_t mask, sum;
 static int set;
+static struct perf_event_mmap_page *perf;
 
 static long expect(long result, const char *what)
 {
@@ -51,7 +58,34 @@ static void *map(int fd, off_t offset, size_t size, int protection)
 	return memory;
 }
 
-static void open_ring(uint32_t id)
+/* Opens the buffer of a processor, and stores it in the map. */
+static void open_buffer(int map_fd, uint32_t cpu)
+{
+	size_t page = sysconf(_SC_PAGESIZE), size = 1024 * page;
+	struct perf_event_attr event;
+	union bpf_attr attr;
+	int fd;
+
+	memset(&event, 0, sizeof(event));
+	event.type = PERF_TYPE_SOFTWARE;
+	event.config = PERF_COUNT_SW_BPF_OUTPUT;
+	event.sample_type = PERF_SAMPLE_RAW;
+	event.size = sizeof(event);
+	event.wakeup_events = 1 << 30; /* nobody waits */
+	fd = expect(syscall(SYS_perf_event_open, &event, -1, cpu, -1, PERF_FLAG_FD_CLOEXEC),
+		    "perf_event_open");
+	perf = map(fd, 0, page + size, PROT_READ | PROT_WRITE);
+	data = (char *)perf + page;
+	mask = size - 1;
+	memset(&attr, 0, sizeof(attr));
+	attr.map_fd = map_fd;
+	attr.key = (uintptr_t)&cpu;
+	attr.value = (uintptr_t)&fd;
+	expect(bpf(BPF_MAP_UPDATE_ELEM, &attr), "update");
+	expect(ioctl(fd, PERF_EVENT_IOC_ENABLE, 0), "enable");
+}
+
+static void open_map(uint32_t id, uint32_t cpu)
 {
 	struct epoll_event event = { .events = EPOLLIN };
 	long page = sysconf(_SC_PAGESIZE);
@@ -68,6 +102,10 @@ static void open_ring(uint32_t id)
 	attr.info.info_len = sizeof(info);
 	attr.info.info = (uintptr_t)&info;
 	expect(bpf(BPF_OBJ_GET_INFO_BY_FD, &attr), "info");
+	if (info.type == BPF_MAP_TYPE_PERF_EVENT_ARRAY) {
+		open_buffer(fd, cpu);
+		return;
+	}
 	mask = info.max_entries - 1;
 	consumer = map(fd, 0, page, PROT_READ | PROT_WRITE);
 	producer = map(fd, page, page + 2 * (size_t)info.max_entries, PROT_READ);
@@ -132,6 +170,37 @@ static __attribute__((noinline)) long read_fields(void)
 		    use_fields(&fields));
 }
 
+/* A record that crosses the end of the buffer is copied; the place of all is given back at once. */
+static __attribute__((noinline)) long read_buffer(void)
+{
+	uint64_t at = perf->data_tail;
+	uint64_t end = __atomic_load_n(&perf->data_head, __ATOMIC_ACQUIRE);
+	static char copy[1 << 16];
+	long events = 0;
+
+	while (at != end) {
+		uint64_t start = at & mask, rest = mask + 1 - start;
+		struct perf_event_header *record = (void *)(data + start);
+		uint16_t size = record->size;
+
+		if (size > rest) {
+			memcpy(copy, record, rest);
+			memcpy(copy + rest, data, size - rest);
+			record = (void *)copy;
+		}
+		if (record->type == PERF_RECORD_SAMPLE) {
+			uint64_t number;
+
+			memcpy(&number, (char *)(record + 1) + 4, sizeof(number));
+			sum += number;
+			events++;
+		}
+		at += size;
+	}
+	__atomic_store_n(&perf->data_tail, at, __ATOMIC_RELEASE);
+	return events;
+}
+
 static long read_live(int milliseconds)
 {
 	struct epoll_event event;
@@ -163,13 +232,14 @@ int main(int argc, char **argv)
 	CPU_ZERO(&cpus);
 	CPU_SET(atoi(argv[1]), &cpus);
 	expect(sched_setaffinity(0, sizeof(cpus), &cpus), "sched_setaffinity");
-	open_ring(strtoul(argv[2], NULL, 10));
+	open_map(strtoul(argv[2], NULL, 10), atoi(argv[1]));
 	while (scanf("%31s %d", name, &milliseconds) == 2) {
 		int64_t begun = cpu_time();
 		long events;
 
 		sum = 0;
-		events = !strcmp(name, "raw")      ? read_raw()
+		events = perf                      ? read_buffer()
+			 : !strcmp(name, "raw")    ? read_raw()
 			 : !strcmp(name, "fields") ? read_fields()
 						   : read_live(milliseconds);
 		printf("%lld %ld %llu\n", (long long)(cpu_time() - begun), events,

@@ -107,9 +107,9 @@
 
   A perf event array has a buffer for each CPU that is online when it is opened. Events of one CPU
   come in their order, those of several CPUs do not. The kernel adds up to seven bytes to an event:
-  they are part of a byte view, but not of a typed event. A wait ends after at most 100 ms, so that
-  no `:wakeup-events` delays an event for longer. The buffers are in the map until the reader is
-  closed. With `:steal`, they replace the buffers of another reader, which then gets no more
+  they are part of a byte view, but not of a typed event. With
+  `:wakeup-events` or `:wakeup-bytes` a wait ends after at most 100 ms, so that no event is delayed
+  for longer. The buffers are in the map until the reader is closed. With `:steal`, they replace the buffers of another reader, which then gets no more
   events, even after this one is closed.
 
   Each event goes to one reader only. If another process has the map open or mapped, or this process
@@ -133,9 +133,11 @@
 (defn peek
   "Opens a reader that takes nothing: it copies records, and follows the ring.
 
-  The owner of the ring does not notice. The mappings are read-only, and nothing waits for the
-  ring: it is looked at every 0.05 to 50 ms. If the producer overwrites a record before
-  it is copied, the peek skips it and counts it: see [[stats]] for `:overtaken` and `:missed`.
+  The owner of the ring does not notice. The mappings are read-only, and nothing waits for the peek.
+  It is woken for each event while the owner keeps up, and looks by time otherwise: every 0.8 to 50
+  ms while events come, up to a second if the ring has been quiet for long. If the producer
+  overwrites a record before it is copied, the peek skips it and counts it: see [[stats]] for
+  `:overtaken` and `:missed`.
 
   The options are the same as for [[reader]], except `:steal`, `:pages`, `:wakeup-events` and
   `:wakeup-bytes`; and `:from`: `:oldest` (default) begins with the oldest record that is still in

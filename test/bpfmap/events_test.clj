@@ -21,7 +21,7 @@
            (java.io BufferedReader Closeable InputStreamReader)
            (java.lang.foreign ValueLayout)
            (java.util.concurrent CountDownLatch TimeUnit)
-           (java.util.concurrent.atomic AtomicBoolean AtomicLong)))
+           (java.util.concurrent.atomic AtomicBoolean AtomicLong AtomicReference)))
 
 (set! *warn-on-reflection* true)
 
@@ -301,6 +301,72 @@
           (is (< (nth (sort delays) 2) (* fixture/slowness (long limit))) (pr-str flags delays))
           (is (= 5 (:events (events/stats r)))))))))
 
+(kernel-test n3-quiet-readers
+  (testing "a reader that nobody needs to wake by time waits longer and longer"
+    (is (= [100 100 125 1000 1000]
+           (for [seconds [0 0.8 1 8 3600]]
+             (quot (reader/slice 100000000 (long (* 1e9 (double seconds))) false) 1000000))))
+    (is (= 100000000 (reader/slice 100000000 3600000000000 true))
+        "but not if it found events without a wake-up"))
+  (testing "and learns from the events whether the producer wakes it"
+    (with-open [m (producer/ring)
+                silent (producer/sender m producer/no-wakeup)
+                waking (producer/sender m)]
+      (let [looks (atom [])
+            seen (atom [])
+            hour 3600000000000
+            until (fn [pred f]
+                    (loop [tries 0]
+                      (or (pred)
+                          (when (< tries 6000)
+                            (f)
+                            (Thread/sleep 10)
+                            (recur (inc tries))))))]
+        (with-redefs [reader/slice (fn ^long [^long _ ^long _ by-time]
+                                     (swap! looks conj (boolean by-time))
+                                     (if by-time hour 1000000))]
+          (with-open [r (events/reader m {:type :u64})
+                      _ (events/subscribe r #(swap! seen conj %))]
+            (is (until #(peek @looks) #(producer/send! silent (producer/of-longs 1)))
+                "an event that woke nobody was found by time")
+            (is (until #(some #{2} @seen) #(producer/send! waking (producer/of-longs 2)))
+                "then an event wakes the reader")
+            (is (until #(false? (peek @looks)) #(producer/send! waking (producer/of-longs 2)))
+                "and it knows that")))))))
+
+(kernel-test n8-peek-is-woken
+  (testing "an event wakes a peek while the reader of the ring keeps up"
+    (with-open [m (producer/ring)
+                s (producer/sender m)
+                r (events/reader m {:type :u64})
+                p (events/peek m {:type :u64 :from :now})]
+      (with-redefs [reader/slice (fn ^long [^long _ ^long _ _] 3600000000000)]
+        (let [seen (promise)
+              thread (fixture/thread #(deliver seen (events/poll! p)))]
+          (is (eventually #(waiting? thread)))
+          (dotimes [_ 6000]
+            (when-not (realized? seen)
+              (producer/send! s (producer/of-longs 7))
+              (events/drain! r identity)
+              (deref seen 10 nil)))
+          (is (= 7 (deref seen 0 :asleep))))))))
+
+(kernel-test peek-pauses
+  (testing "a peek that nobody wakes looks at a ring at growing intervals, up to 50 ms"
+    (is (= [800 1600 3200 6400 12800 25600 50000 50000]
+           (for [idle (range 8)]
+             (quot (reader/pause idle 0 nil 0) 1000)))))
+  (testing "at perf buffers after a 128th of the time since the last event"
+    (let [second 1000000000
+          pace (AtomicReference. [-1 0])
+          looks (fn [seen at] (reader/pause 0 seen pace at))]
+      (is (= 50000 (looks 0 0)) "the first look")
+      (is (= 50000 (looks 0 1000)) "at least 50 us")
+      (is (= 7812500 (looks 0 second)))
+      (is (= 50000000 (looks 0 (* 10 second))) "at most 50 ms")
+      (is (= 50000 (looks 3 (* 10 second))) "events came")
+      (is (= 7812500 (looks 3 (* 11 second))) "counted from those"))))
+
 (kernel-test n21-flush
   (with-open [m (producer/ring)
               s (producer/sender m)
@@ -352,7 +418,7 @@
       (events/flush! r)
       (is (= 0 (events/drain! r identity)))
       (is (= [] (into [] r))))
-    (testing "a peek, which nobody wakes, ends too"
+    (testing "a peek ends too"
       (with-open [p (events/peek m {:type :u64 :from :now})]
         (let [result (elsewhere #(into [] p))]
           (producer/send! s (producer/of-longs 6))

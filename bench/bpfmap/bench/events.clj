@@ -1,12 +1,12 @@
 (ns bpfmap.bench.events
-  "Measures the reading of ring buffers beside the same protocol in C, in the same run.
+  "Measures the reading of events beside the same protocols in C, in the same run.
 
       bin/clj -M:bench:bench-events            and into doc/performance.md
       bin/clj -M:bench:bench-events --print    printed only
 
-  Needs the right to load BPF programs (run it as root), and a C compiler. A program fills the ring,
-  and then one side reads it; only the reading is measured, as processor time of its thread. C and
-  the JVM take turns. The table has medians."
+  Needs the right to load BPF programs (run it as root), and a C compiler. A program fills the ring
+  or the buffer, and then one side reads it; only the reading is measured, as processor time of its
+  thread. C and the JVM take turns. The table has medians."
   (:require [bpfmap.bench.page :as page]
             [bpfmap.bench.processor :as processor]
             [bpfmap.bench.report :as report]
@@ -86,6 +86,38 @@
                              [:ldxdw :r1 [:r7 8]]
                              [:add64 :r1 1]
                              [:stxdw [:r7 8] :r1]
+                             :end
+                             [:mov64 :r0 0]
+                             [:exit])})))
+
+(defn- perf-program
+  "Loads a program that sends an event of `size` bytes to a perf event array each time it runs.
+
+  It counts and numbers events as [[program]] does."
+  ^Closeable [perf counts size]
+  (let [size (long size)]
+    (prog/load {:type :socket-filter
+                :insns (list [:mov64 :r6 :r1]
+                             [:stw [:r10 -4] 0]
+                             [:lddw :r1 counts]
+                             [:mov64 :r2 :r10]
+                             [:add64 :r2 -4]
+                             [:call :map-lookup-elem]
+                             [:jeq :r0 0 :end]
+                             [:mov64 :r7 :r0]
+                             (for [offset (range 0 size 8)]
+                               [:stdw [:r10 (- offset size 8)] 0])
+                             [:ldxdw :r1 [:r7 0]]
+                             [:add64 :r1 1]
+                             [:stxdw [:r7 0] :r1]
+                             [:stxdw [:r10 (- (- size) 8)] :r1]
+                             [:mov64 :r1 :r6]
+                             [:lddw :r2 perf]
+                             [:lddw :r3 0xffffffff] ; BPF_F_CURRENT_CPU
+                             [:mov64 :r4 :r10]
+                             [:add64 :r4 (- (- size) 8)]
+                             [:mov64 :r5 size]
+                             [:call :perf-event-output]
                              :end
                              [:mov64 :r0 0]
                              [:exit])})))
@@ -193,6 +225,14 @@
            :in-c "fields" :way f :sink #(->FieldSum 0)
            :options {:type four-fields :timeout 0}}))))
 
+(def ^:private perf-rows
+  "The same of a perf event array."
+  (vec (for [[way f] [["drain!" events/drain!] ["reduce" reduce-all]]
+             [size n] [[8 100000] [64 40000]]]
+         {:name (str "a perf event array in place, `" way "`, " size " bytes") :kind :perf
+          :size size :events n :in-c "raw" :way f :sink #(->RawSum 0)
+          :options {:raw true :timeout 0 :pages 1024 :wakeup-events (bit-shift-left 1 30)}})))
+
 (defn- progress [text]
   (binding [*out* *err*] (println "bench:" text)))
 
@@ -208,35 +248,60 @@
               p (program m counts event-size flags)]
     (f m counts p)))
 
+(defn- alternating
+  "Measures a row: C and the JVM take turns. Returns it with `:c`, `:jvm`, `:ratio` and `:bytes`.
+
+  `c-program` and `jvm-program` fill what each side reads."
+  [executor counts peer r [c-program jvm-program] {:keys [events in-c way sink] :as row}]
+  (let [fill #(do (bpf/put! counts 0 {:sent 0 :refused 0})
+                  (.get (on executor (fn [] (run-program % events)))))
+        of-peer #(do (fill c-program) (ask peer in-c 0))
+        of-jvm #(do (fill jvm-program) (.get (on executor (fn [] (measured way r (sink))))))
+        _ (.get (on executor #(dotimes [_ warm-up-passes]
+                                (run-program jvm-program 50)
+                                (way r (sink)))))
+        _ (dotimes [_ warm-up-rounds] (of-jvm))
+        pairs (vec (for [i (range rounds)
+                         :let [first-c (when (even? i) (of-peer))
+                               jvm (of-jvm)
+                               c (or first-c (of-peer))]]
+                     (do (check-same c jvm events)
+                         [c jvm])))
+        per-event #(/ (report/median %) (double events))]
+    (assoc row
+           :c (per-event (map (comp :cpu first) pairs))
+           :jvm (per-event (map (comp :cpu second) pairs))
+           :bytes (per-event (map (comp :bytes second) pairs))
+           :ratio (report/median (map (fn [[c jvm]] (/ (double (:cpu jvm)) (:cpu c)))
+                                      pairs)))))
+
 (defn- measured-row
-  "Measures a row beside the peer program; returns it with `:c`, `:jvm`, `:ratio` and `:bytes`."
-  [peer-program cpu executor {:keys [size events in-c way sink options] :as row}]
+  "Measures a row of [[rows]]: both sides read the same ring."
+  [peer-program cpu executor {:keys [size options] :as row}]
   (progress (:name row))
   (with-counts ring-size size no-wakeup
     (fn [m counts p]
       (with-open [peer ^Closeable (start peer-program cpu m)
                   r ^Closeable (events/reader m (assoc options :steal true))]
-        (let [fill #(do (bpf/put! counts 0 {:sent 0 :refused 0})
-                        (.get (on executor (fn [] (run-program p events)))))
-              of-peer #(do (fill) (ask peer in-c 0))
-              of-jvm #(do (fill) (.get (on executor (fn [] (measured way r (sink))))))
-              _ (.get (on executor #(dotimes [_ warm-up-passes]
-                                      (run-program p 50)
-                                      (way r (sink)))))
-              _ (dotimes [_ warm-up-rounds] (of-jvm))
-              pairs (vec (for [i (range rounds)
-                               :let [first-c (when (even? i) (of-peer))
-                                     jvm (of-jvm)
-                                     c (or first-c (of-peer))]]
-                           (do (check-same c jvm events)
-                               [c jvm])))
-              per-event #(/ (report/median %) (double events))]
-          (assoc row
-                 :c (per-event (map (comp :cpu first) pairs))
-                 :jvm (per-event (map (comp :cpu second) pairs))
-                 :bytes (per-event (map (comp :bytes second) pairs))
-                 :ratio (report/median (map (fn [[c jvm]] (/ (double (:cpu jvm)) (:cpu c)))
-                                            pairs))))))))
+        (alternating executor counts peer r [p p] row)))))
+
+(defn- perf-array ^Closeable []
+  (bpf/create {:name "bench" :type :perf-event-array
+               :max-entries (inc (long (reduce max (processor/allowed))))}))
+
+(defn- measured-perf-row
+  "Measures a row of [[perf-rows]]: a perf event array has one reader, so each side has its own."
+  [peer-program cpu executor {:keys [size options] :as row}]
+  (progress (:name row))
+  (with-open [counts (counts-map)
+              of-c (perf-array)
+              of-jvm (perf-array)
+              c-program (perf-program of-c counts size)
+              jvm-program (perf-program of-jvm counts size)
+              peer ^Closeable (start peer-program cpu of-c)
+              r ^Closeable (events/reader of-jvm options)]
+    (ask peer "raw" 0) ; now it has stored its buffer
+    (alternating executor counts peer r [c-program jvm-program] row)))
 
 ;; --- a producer at full speed
 
@@ -276,6 +341,10 @@
 
 (def ^:private idle-seconds 5)
 
+(def ^:private settling-seconds
+  "Seconds before that: a reader looks less often the longer no event comes."
+  10)
+
 (defn- idle
   "Returns the share of a processor that a reader takes that waits, as a percentage."
   [open]
@@ -284,7 +353,7 @@
     (let [beans ^ThreadMXBean (ManagementFactory/getThreadMXBean)
           thread (.start (doto (Thread/ofPlatform) (.daemon true)) #(reduce-all r (fn [_ _])))
           time #(.getThreadCpuTime beans (.threadId ^Thread thread))
-          _ (Thread/sleep 1000)
+          _ (Thread/sleep (* 1000 (long settling-seconds)))
           begun (long (time))]
       (Thread/sleep (* 1000 (long idle-seconds)))
       (/ (- (long (time)) begun) (* 1e7 (long idle-seconds))))))
@@ -321,7 +390,9 @@
   [peer-program]
   (let [cpu (first (processor/allowed))
         [executor] (processor/threads 1 [cpu])]
-    (mapv #(measured-row peer-program cpu executor %) rows)))
+    (into (mapv #(measured-row peer-program cpu executor %) rows)
+          (map #(measured-perf-row peer-program cpu executor %))
+          perf-rows)))
 
 (defn- measure []
   (let [dir (.toFile (Files/createTempDirectory "bpfmap-bench" (make-array FileAttribute 0)))

@@ -108,14 +108,17 @@
 
 (def ^:private event-targets
   "The same for events."
-  [{:what "events in place: ratio"
+  [{:what "events of a ring in place: ratio"
     :rows (rows-with :kind #{:raw})
+    :at-most 1.15}
+   {:what "events of a perf event array in place: ratio"
+    :rows (rows-with :kind #{:perf})
     :at-most 1.15}
    {:what "events as maps of four fields: ratio"
     :rows (rows-with :kind #{:typed})
     :at-most 2.0}
    {:what "events in place: bytes allocated for each"
-    :rows (rows-with :kind #{:raw})
+    :rows (rows-with :kind #{:raw :perf})
     :number (fn [{:keys [bytes]} _] (if (< bytes 0.05) 0.0 bytes))
     :at-most 0.0}
    {:what "a producer at full speed: refused beyond what C lets it refuse, %"

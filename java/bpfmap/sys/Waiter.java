@@ -82,6 +82,16 @@ public final class Waiter implements AutoCloseable {
     }
 
     /**
+     * Adds a descriptor, edge-triggered: a wait ends when there is more to read than before,
+     * however much there was. Only for platform threads: a virtual one takes no edge.
+     *
+     * @return 0, or the negated errno
+     */
+    public long addEdges(Fd fd) {
+        return control(epoll, EPOLL_CTL_ADD, fd, EPOLLIN | EPOLLET, 0);
+    }
+
+    /**
      * Adds a descriptor that becomes writable, edge-triggered: a wait ends when there is more room
      * than before, however much there was.
      *

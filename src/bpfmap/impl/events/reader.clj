@@ -207,17 +207,21 @@
 ;; --- waiting
 
 (def ^:private slice-nanos
-  "The longest wait without a look at the sources.
+  "The longest wait without a look at the sources, while events come.
 
-  A record that is committed with BPF_RB_NO_WAKEUP wakes nobody."
+  A record that is committed with BPF_RB_NO_WAKEUP wakes nobody, and neither does an interrupt."
   100000000)
+
+(def ^:private longest-slice
+  "The longest wait without a look at sources that have been quiet for long."
+  1000000000)
 
 (def ^:private spins
   "The number of looks at a busy record before the reader sleeps."
   64)
 
 (def ^:private longest-pause
-  "The most nanoseconds between two looks of a peek."
+  "The most nanoseconds between two looks of a peek that nobody wakes."
   50000000)
 
 (defn- backoff
@@ -233,42 +237,82 @@
         (pred (aget sources i)) true
         :else (recur (inc i))))))
 
-(defn- pause
-  "Returns the nanoseconds until a peek looks again.
+(defn slice
+  "Returns the longest wait, at least `shortest`, after some quiet nanoseconds.
+
+  Nobody is woken for nothing as long as events wake the reader: then an eighth of the quiet time is
+  enough. `by-time` is true if a look without a wake-up found the last events."
+  ^long [^long shortest ^long quiet by-time]
+  (if by-time
+    shortest
+    (max shortest (min (long longest-slice) (quot quiet 8)))))
+
+(defn pause
+  "Returns the nanoseconds until a peek looks again, after `idle` looks in a row.
 
   A ring keeps its records for a while. The owner of small perf buffers reads an event at once, and
   then it can be overwritten. So a peek at these looks often while events come: after a 128th of the
-  time since the last one."
-  ^long [^EventReader r ^long idle]
-  (if-not (:padded (.-hooks r))
+  time since the last one. `seen` is the number of events that were seen or overtaken, and `pace` a
+  reference to the last such number and its time, `[seen nanos]`; nil for a ring."
+  ^long [^long idle ^long seen ^AtomicReference pace ^long now]
+  (if (nil? pace)
     (backoff (+ 4 idle) longest-pause)
-    (let [^AtomicReference pace (.-pace r)
-          now (System/nanoTime)
-          seen (areduce ^objects (.-sources r) i n 0
-                        (let [^EventSource source (aget ^objects (.-sources r) i)]
-                          (+ n (.events source) (.overtaken source))))
-          [before since] (.get pace)]
+    (let [[before since] (.get pace)]
       (if (= seen before)
         (max 50000 (min (long longest-pause) (quot (- now (long since)) 128)))
         (do (.set pace [seen now])
             50000)))))
 
+(defn- pause-of
+  "Returns the nanoseconds until a peek that nobody wakes looks again."
+  ^long [^EventReader r ^long idle]
+  (pause idle
+         (areduce ^objects (.-sources r) i n 0
+                  (let [^EventSource source (aget ^objects (.-sources r) i)]
+                    (+ n (.events source) (.overtaken source))))
+         (when (:padded (.-hooks r)) (.-pace r))
+         (System/nanoTime)))
+
 (declare busy-record)
+
+(defn- wait-in-kernel
+  "Waits for an event or a wake-up; returns true if the time was over."
+  [^EventReader r ^long nanos op]
+  (not (kernel.events/wait (.-waiter r) nanos (context r op))))
 
 (defn- wait
   "Waits until events may be there, at most some nanoseconds.
 
-  `idle` counts waits in a row. A busy record keeps its ring readable, so that epoll would return at once."
-  [^EventReader r ^long nanos ^long idle op]
+  Returns true if events would have ended the wait, but the time did. `idle` counts waits in a row,
+  `quiet` is the time since the last event. A busy record keeps its ring readable, so that epoll
+  would return at once. A peek cannot rely on wake-ups: the kernel wakes only if the owner of the
+  ring had read everything. A virtual thread does not take the edges of a peek, so it would be
+  awake without end."
+  [^EventReader r nanos idle quiet by-time op]
   (cond
     (.isInterrupted (Thread/currentThread)) (throw (waiting/interrupted op nil))
+
     (some-source? r #(.isBusy ^EventSource %))
-    (if (< idle (long spins))
-      (Thread/onSpinWait)
-      (do (busy-record r)
-          (LockSupport/parkNanos r (min nanos (backoff (- idle (long spins)) 10000000)))))
-    (nil? (.-waiter r)) (LockSupport/parkNanos r (min nanos (pause r idle)))
-    :else (kernel.events/wait (.-waiter r) (min nanos (long slice-nanos)) (context r op))))
+    (do (if (< (long idle) (long spins))
+          (Thread/onSpinWait)
+          (do (busy-record r)
+              (LockSupport/parkNanos
+               r (min (long nanos) (backoff (- (long idle) (long spins)) 10000000)))))
+        false)
+
+    (or (nil? (.-waiter r))
+        (and (= :peek (.-kind r)) (.isVirtual (Thread/currentThread))))
+    (do (LockSupport/parkNanos r (min (long nanos) (pause-of r idle)))
+        false)
+
+    (= :peek (.-kind r))
+    (wait-in-kernel r (min (long nanos) (slice (pause-of r idle) quiet by-time)) op)
+
+    :else
+    (let [{:keys [wakeup-events wakeup-bytes]} (.-options r)]
+      (wait-in-kernel r (min (long nanos) (slice slice-nanos quiet
+                                          (or by-time wakeup-events wakeup-bytes)))
+                      op))))
 
 ;; --- handlers
 
@@ -463,14 +507,16 @@
 
   `timeout` is in seconds without an event, `seconds` in all. The limit of a pass follows the time
   that passes take: the clock is read often if the function is slow, and rarely if it is fast.
-  A flush makes one pass without a limit the last one. A subscription only looks at once."
+  A flush makes one pass without a limit the last one. A subscription only looks at once.
+  `by-time` is true if the last wait that brought events ended by its time, and not by a wake-up."
   [^EventReader r ^Sink sink {:keys [timeout seconds on-lost]} op]
   (let [begun (System/nanoTime)
         timeout (nanos timeout)
         seconds (nanos seconds)
         ^AtomicBoolean flush (.-flush r)
         ^AtomicBoolean halt (.-halt r)]
-    (loop [last-event begun, started begun, idle 0, limit (long first-limit), lost (lost-of r)]
+    (loop [last-event begun, started begun, idle 0, limit (long first-limit), lost (lost-of r)
+           late false, by-time false]
       (let [flushed (and (flushed? r) (not= :subscribe op))
             n (if flushed (last-pass r sink op) (pass r sink limit op))
             lost (report-lost r on-lost lost)
@@ -481,10 +527,11 @@
                         Long/MAX_VALUE))]
         (when-not (or flushed (.done sink) (.get halt) (not (pos? left)))
           (if (pos? n)
-            (recur now now 0 (next-limit limit (- now started)) lost)
-            (do (when-not (.get flush)
-                  (wait r left idle op))
-                (recur last-event (System/nanoTime) (inc idle) limit lost))))))))
+            (recur now now 0 (next-limit limit (- now started)) lost
+                   false (if (pos? idle) late by-time))
+            (let [late (and (not (.get flush))
+                            (wait r left idle (- now last-event) by-time op))]
+              (recur last-event (System/nanoTime) (inc idle) limit lost late by-time))))))))
 
 (defn- run-to-result
   "Runs a sink and returns its result; an error has the result so far."
@@ -613,7 +660,8 @@
                     (cond-> (typed/decoder type types padded) with-cpu typed/with-cpu))
           fds (mapv #(.pollable ^EventSource %) sources)
           waiter (when (every? some? fds)
-                   (kernel.events/waiter fds {:op kind :map (first identities)}))]
+                   (kernel.events/waiter fds (= :peek kind)
+                                         {:op kind :map (first identities)}))]
       (EventReader. kind (vec identities) (object-array sources) waiter decoder options
                     (update hooks :on-close #(or % (constantly nil)))
                     (AtomicBoolean.) (AtomicBoolean.) (AtomicBoolean.) (AtomicReference.)

@@ -55,12 +55,12 @@
   "Returns a source that copies what it reads from a ring buffer of `size` bytes.
 
   With `:overwrites`, the ring overwrites its oldest records. With `:now`, it begins with the next
-  record. With `:consume`, it gives places back, and has a descriptor to wait for."
+  record. With `:consume`, it gives places back. Closing the source leaves `fd` open."
   ^RingFollower [fd size {:keys [overwrites now consume]} ctx]
   (with-pages fd size (when consume :consumer) ctx
     (fn [consumer producer]
       (RingFollower. consumer producer size (boolean overwrites) (boolean now)
-                     (when consume (call/duplicate fd ctx))))))
+                     (call/duplicate fd ctx)))))
 
 (defn user-ring-buffer
   "Returns what writes to a user ring buffer of `size` bytes.
@@ -116,11 +116,12 @@
 (defn waiter
   "Returns an epoll set of descriptors to read from.
 
-  It has an eventfd that ends a wait."
-  ^Waiter [fds ctx]
+  It has an eventfd that ends a wait. With `edges?`, only something new ends a wait, and not what
+  others leave unread."
+  ^Waiter [fds edges? ctx]
   (new-waiter (fn [^Waiter waiter]
                 (doseq [fd fds]
-                  (check-added (.add waiter fd) ctx)))
+                  (check-added (if edges? (.addEdges waiter fd) (.add waiter fd)) ctx)))
               ctx))
 
 (defn room-waiter
@@ -152,7 +153,7 @@
     (let [fd (call/duplicate-number number ctx)]
       (try
         ;; The set keeps what it waits for until the last descriptor of it is closed.
-        (waiter [fd] ctx)
+        (waiter [fd] false ctx)
         (finally (call/close fd))))))
 
 (defn end-wait
