@@ -200,13 +200,27 @@
                      (pause)
                      (finally (.close ^Closeable m)))))}))
 
+(defn- check-watermark
+  "Throws `:invalid-value` if a buffer is too small to hold `:wakeup-bytes`."
+  [{:keys [pages wakeup-bytes]} op]
+  (let [size (* (long pages) (long (call/page-size)))]
+    (when (and wakeup-bytes (<= size (long wakeup-bytes)))
+      (throw (error/error :invalid-value
+                          (str ":wakeup-bytes must be less than the " size " bytes of a buffer, got "
+                               wakeup-bytes)
+                          {:bpfmap/op op
+                           :bpfmap/hint (str "the kernel would lose events before it wakes the "
+                                             "reader; use fewer bytes, or more :pages")})))))
+
 (defn consuming
   "Opens the buffers of the CPUs that are online, and stores them in the map.
 
   Returns `{:sources :padded}` and hooks for `bpfmap.impl.events.reader/open`."
   [m {:keys [steal] :as options} op]
   (check-access m)
-  (let [ctx {:op op :map (bpf-map/identity-of m) :type :perf-event-array
+  (let [options (update options :pages #(or % default-pages))
+        _ (check-watermark options op)
+        ctx {:op op :map (bpf-map/identity-of m) :type :perf-event-array
              :fd (bpf-map/descriptor m)}
         slots (long (:max-entries (bpf-map/spec-of m)))
         cpus (filterv #(< (long %) slots) (kernel.perf/online-cpus))]
@@ -216,7 +230,7 @@
             check (if steal (constantly nil) #(check-unused m cpus %))]
         (try
           (check op)
-          (let [buffers (open-buffers cpus (update options :pages #(or % default-pages)) ctx)]
+          (let [buffers (open-buffers cpus options ctx)]
             (try
               (assoc (stored-buffers m buffers check (assoc ctx :fd (bpf-map/descriptor m)))
                      :sources buffers :padded true)

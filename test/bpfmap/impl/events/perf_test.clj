@@ -195,6 +195,17 @@
                 (is (some? (deref got 10000 nil)))
                 (is (< (- (System/nanoTime) sent) (if (empty? options) 5e9 6e9)))))))))))
 
+(kernel-test events-without-wake-up
+  (testing "events of which the kernel does not wake the reader are read without waiting"
+    (with-array
+      (with-open [r (events/reader m {:type numbers :wakeup-events 1000})]
+        (is (nil? (events/poll! r 0)))
+        (send-on (first (cpus)) p 3)
+        (is (= 1 (first (events/poll! r 0))))
+        (events/flush! r)
+        (is (= [2 3] (map first (into [] r))) "a flush returns them, and ends")
+        (is (nil? (events/poll! r 0)))))))
+
 (kernel-test closing-while-waiting
   (testing "closing a reader from another thread ends a reduce that waits"
     (with-array
@@ -218,6 +229,9 @@
              (and (= :invalid-value error) (str/includes? message words)))
         {:pages 3} ":pages must be a power of two"
         {:wakeup-events 0} ":wakeup-events must be a positive 32-bit integer, got 0"
+        {:pages 2 :wakeup-bytes 8192}
+        (str ":wakeup-bytes must be less than the 8192 bytes of a buffer, got 8192: the kernel would "
+             "lose events before it wakes the reader; use fewer bytes, or more :pages")
         {:wakeup-events 2 :wakeup-bytes 2} ":wakeup-events and :wakeup-bytes exclude each other"
         {:with-cpu true :raw true} ":with-cpu and :raw exclude each other"
         {:from :now} "Unknown option :from")
