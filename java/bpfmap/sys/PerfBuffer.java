@@ -1,7 +1,11 @@
 package bpfmap.sys;
 
+import static bpfmap.sys.MappedMemory.READABLE;
+import static bpfmap.sys.MappedMemory.WRITABLE;
 import static bpfmap.sys.RingBuffer.INT;
 import static bpfmap.sys.RingBuffer.LONG;
+import static java.lang.foreign.ValueLayout.JAVA_INT_UNALIGNED;
+import static java.lang.foreign.ValueLayout.JAVA_SHORT_UNALIGNED;
 
 import java.lang.foreign.Arena;
 import java.lang.foreign.MemorySegment;
@@ -142,18 +146,8 @@ public final class PerfBuffer extends EventSource {
         return true;
     }
 
-    private void consume(long to) {
-        position = to;
-        if (own) {
-            LONG.setRelease(meta, TAIL, to);
-        }
-    }
-
     @Override
     public int drain(Handler handler, AtomicBoolean halt, int limit) {
-        RawEvent event = new RawEvent(cpu);
-        MemorySegment data = this.data;
-        long mask = size - 1;
         long end = head();
         if (end - position > size) {
             isOvertaken(position);
@@ -162,62 +156,126 @@ public final class PerfBuffer extends EventSource {
         if (own && end - position < 0 || end - position > size || ((position | end) & 7) != 0) {
             throw RingBuffer.positions(position, end, size);
         }
+        return own
+            ? consume(handler, halt, limit, end)
+            : follow(handler, halt, limit, end);
+    }
+
+    /**
+     * Reads the records of an own buffer. Nobody overwrites them, so most are read in place. See
+     * RingBuffer.drain for the shape of the loop; the benchmark is bench-events.
+     */
+    private int consume(Handler handler, AtomicBoolean halt, int limit, long end) {
+        long tail = meta.address() + TAIL;
+        long data = this.data.address();
+        long mask = size - 1;
+        RawEvent event = new RawEvent(cpu);
+        long at = position;
+        long left = limit;
+        long sum = 0;
+        try {
+            while (at != end && left != 0) {
+                // Records are multiples of eight bytes, so neither a header nor a number is split.
+                long start = at & mask;
+                long record = data + start;
+                int type = READABLE.get(JAVA_INT_UNALIGNED, record);
+                int length = Short.toUnsignedInt(READABLE.get(JAVA_SHORT_UNALIGNED, record + 6));
+                if (type != Abi.PERF_RECORD_SAMPLE) {
+                    if (!fits(type, length, end - at)) {
+                        throw corruptRecord(at, type, length, end);
+                    }
+                    lost += lostIn(type, at);
+                    at += length;
+                    continue;
+                }
+                int payload = READABLE.get(JAVA_INT_UNALIGNED, data + (at + HEADER & mask));
+                if (payload < 0 || payload > length - BEFORE || (length & 7) != 0
+                        || length > end - at) {
+                    throw corruptRecord(at, type, length, end);
+                }
+                at += length;
+                left--;
+                sum += payload;
+                event.begin(start + BEFORE + payload <= size
+                    ? record + BEFORE
+                    : copied(start + BEFORE & mask, payload), payload);
+                boolean more = handler.accept(event);
+                event.end();
+                if (!more || halt.getOpaque()) {
+                    break;
+                }
+                LONG.setRelease(WRITABLE, tail, at);
+            }
+        } finally {
+            event.end();
+            if (at != position) {
+                position = at;
+                LONG.setRelease(WRITABLE, tail, at);
+            }
+            events += limit - left;
+            bytes += sum;
+            Reference.reachabilityFence(this); // it keeps the memory
+        }
+        return (int) (limit - left);
+    }
+
+    /** Returns true if the length of a record of a type is possible, with some bytes left. */
+    private static boolean fits(int type, int length, long left) {
+        int least = type == Abi.PERF_RECORD_LOST ? LOST_SIZE : HEADER;
+        return length >= least && (length & 7) == 0 && length <= left;
+    }
+
+    /** Returns the number of lost events that a record reports. */
+    private long lostIn(int type, long at) {
+        return type == Abi.PERF_RECORD_LOST ? (long) LONG.get(data, at + 16 & size - 1) : 0;
+    }
+
+    /** Copies an event, which may cross the end of the buffer; returns the address of the copy. */
+    private long copied(long start, int payload) {
+        long first = Math.min(payload, size - start);
+        MemorySegment.copy(data, start, copy, 0, first);
+        MemorySegment.copy(data, 0, copy, first, payload - first);
+        return copy.address();
+    }
+
+    /** Copies the records of another process, and believes those that were not overwritten. */
+    private int follow(Handler handler, AtomicBoolean halt, int limit, long end) {
+        RawEvent event = new RawEvent(cpu);
+        long mask = size - 1;
         int n = 0;
         while (end - position > 0 && n < limit) {
             long at = position;
-            // Records are multiples of eight bytes, so neither a header nor a number is split.
             int type = (int) INT.get(data, at & mask);
             int length = data.get(ValueLayout.JAVA_SHORT, (at & mask) + 6) & 0xffff;
             int payload = (int) INT.get(data, at + HEADER & mask);
-            boolean valid = length >= HEADER && (length & 7) == 0 && length <= end - at;
-            if (type == Abi.PERF_RECORD_LOST) {
-                long count = (long) LONG.get(data, at + 16 & mask);
-                if (isOvertaken(at)) {
-                    continue;
-                }
-                if (!valid || length < LOST_SIZE) {
-                    throw corruptRecord(at, type, length, end);
-                }
-                lost += count;
-                consume(at + length);
-            } else if (type == Abi.PERF_RECORD_SAMPLE) {
-                valid &= payload >= 0 && payload <= length - BEFORE;
-                long start = at + BEFORE & mask;
-                boolean whole = own && start + payload <= size;
-                if (!whole && valid) {
-                    long first = Math.min(payload, size - start);
-                    MemorySegment.copy(data, start, copy, 0, first);
-                    MemorySegment.copy(data, 0, copy, first, payload - first);
-                }
-                if (isOvertaken(at)) {
-                    continue;
-                }
-                if (!valid) {
-                    throw corruptRecord(at, type, length, end);
-                }
+            boolean sample = type == Abi.PERF_RECORD_SAMPLE;
+            boolean valid = fits(type, length, end - at)
+                && (!sample || payload >= 0 && payload <= length - BEFORE);
+            long count = lostIn(type, at);
+            if (sample && valid) {
+                copied(at + BEFORE & mask, payload);
+            }
+            if (isOvertaken(at)) {
+                continue;
+            }
+            if (!valid) {
+                throw corruptRecord(at, type, length, end);
+            }
+            position = at + length;
+            lost += count;
+            if (sample) {
                 n++;
-                boolean more;
+                events++;
+                bytes += payload;
                 try {
-                    event.begin(whole ? data.address() + start : copy.address(), payload);
-                    more = handler.accept(event) && !halt.getOpaque();
+                    event.begin(copy.address(), payload);
+                    if (!handler.accept(event) || halt.getOpaque()) {
+                        break;
+                    }
                 } finally {
                     event.end();
-                    events++;
-                    bytes += payload;
-                    consume(at + length);
                     Reference.reachabilityFence(this); // it keeps the memory
                 }
-                if (!more) {
-                    break;
-                }
-            } else {
-                if (isOvertaken(at)) {
-                    continue;
-                }
-                if (!valid) {
-                    throw corruptRecord(at, type, length, end);
-                }
-                consume(at + length);
             }
         }
         return n;
