@@ -107,10 +107,10 @@
 
   A perf event array has a buffer for each CPU that is online when it is opened. Events of one CPU
   come in their order, those of several CPUs do not. The kernel adds up to seven bytes to an event:
-  they are part of a byte view, but not of a typed event. With
-  `:wakeup-events` or `:wakeup-bytes` a wait ends after at most 100 ms, so that no event is delayed
-  for longer. The buffers are in the map until the reader is closed. With `:steal`, they replace the buffers of another reader, which then gets no more
-  events, even after this one is closed.
+  they are part of a byte view, but not of a typed event. With `:wakeup-events` or `:wakeup-bytes`, a
+  wait ends after at most 100 ms, so no event is delayed for longer. The buffers are in the map until
+  the reader is closed. With `:steal`, they replace the buffers of another reader, which then gets no
+  more events, even after this one is closed.
 
   Each event goes to one reader only. If another process has the map open or mapped, or this process
   has a reader of it, `:busy` is thrown, with the processes under `:bpfmap/holders`. Throws
