@@ -145,7 +145,7 @@
 
 (kernel-test exploring-page-commands
   (testing "the commands of the exploring page print the shown output"
-    (let [text (with-own-names (slurp exploring) ["bpfmap-doc-flows"])
+    (let [text (with-own-names (slurp exploring) ["bpfmap-doc-flows" "connection_errors_total"])
           saved (io/file (re-find #"/tmp/bpfmap-doc-[a-z]+\.edn" text))
           ^java.io.File demo (io/file (fixture/bpffs) "demo")]
       (is (< 40 (count (re-seq #"(?m)^\$ bpfmap " text))))

@@ -47,7 +47,9 @@
            "bytes, and FILL the bytes in use. HELD BY shows the processes that have the map"
            "open, USED BY the programs that use it. Conditions and --sort name a column by"
            "its heading or by its name in --edn: held is any holder, held.command the"
-           "command of a holder. Requires CAP_SYS_ADMIN."]
+           "command of a holder. The kernel keeps 15 characters of a name: NAME is the"
+           "whole name if it is certain, and kernel-name what the kernel has kept of it."
+           "Requires CAP_SYS_ADMIN."]
     :examples [{}
                {:where ["full>90"] :sort "-full"}
                {:where ["type=lru-hash" "held.command=agent"] :sort "-memlock"}

@@ -26,7 +26,7 @@
   [id]
   (let [this (.pid (ProcessHandle/current))
         held (remove #(= this (:pid %)) (get-in (holders/held-maps) [id :holders]))
-        used (get (map-info/users) id)]
+        used (get (map-info/users (holders/programs {:brief true})) id)]
     (not-empty
      (str/join " and "
                (remove nil? [(counted "process" (map #(str (:command %) "[" (:pid %) "]") held))

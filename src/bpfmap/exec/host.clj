@@ -5,6 +5,7 @@
             [bpfmap.impl.host.holders :as holders]
             [bpfmap.impl.map-types :as map-types]
             [bpfmap.impl.map.lifecycle :as lifecycle]
+            [bpfmap.impl.map.whole-names :as whole-names]
             [bpfmap.impl.waiting :as waiting]))
 
 (set! *warn-on-reflection* true)
@@ -63,20 +64,25 @@
                     (map-info/with-entries info (count-entries scanner info) wanted)
                     (and (wanted :fill) (map-info/ring? info))
                     (assoc :fill (map-info/fill info))))
+        pins (delay (map-info/pins :map))
+        programs (delay (holders/programs {:brief true}))
+        named-in (if (or (wanted :name) (wanted :kernel-name))
+                   (whole-names/namer programs pins)
+                   (constantly nil))
         ;; What this process has open, before it opens the maps for the list.
         own (when held? (holders/own-objects))
         read-maps (fn []
                     [(holders/maps {:brief (or held? (not memory?))
                                     :row (fn [scanner info] [info (numbers scanner info)])})
-                     (when (wanted :pinned) (map-info/pins :map))
-                     (when (wanted :used-by) (map-info/users))])
+                     (when (wanted :pinned) @pins)
+                     (when (wanted :used-by) (map-info/users @programs))])
         ;; The holders take as long to read as everything else. Their fdinfo has the memory of the
         ;; maps, which is read afterwards for maps without a holder.
         [held [maps pinned used]] (waiting/beside #(when held? (holders/held-maps own)) read-maps)
         row (fn [[{:keys [id] :as info} numbers]]
               (let [{:keys [holders fdinfo]} (get held id)]
                 (map-info/ordered
-                 info
+                 (map-info/with-whole-name info named-in)
                  (cond-> numbers
                    (and held? memory?) (holders/add-memory id fdinfo)
                    held? (assoc :held (or holders []))

@@ -6,7 +6,8 @@
             [bpfmap.impl.host.holders :as holders]
             [bpfmap.impl.host.pressure :as pressure]
             [bpfmap.impl.map-types :as map-types]
-            [bpfmap.impl.map.batch-ops :as batch-ops])
+            [bpfmap.impl.map.batch-ops :as batch-ops]
+            [bpfmap.impl.map.whole-names :as whole-names])
   (:import (clojure.lang ExceptionInfo)))
 
 (set! *warn-on-reflection* true)
@@ -14,8 +15,8 @@
 ;; --- fields
 
 (def ^:private order
-  (listing/order [:id :type :name :key :key-size :value :value-size :max-entries :entries :full
-                  :fill :memlock :frozen :flags :pinned :held :used-by]))
+  (listing/order [:id :type :name :kernel-name :key :key-size :value :value-size :max-entries
+                  :entries :full :fill :memlock :frozen :flags :pinned :held :used-by]))
 
 (defn ordered
   "Returns a map's information with its keys in the usual order.
@@ -37,6 +38,7 @@
     (fields/row [["id" number]
                  ["type" (name-in map-types/types :number)]
                  ["name" text]
+                 ["kernel-name" text]
                  ["key-size" number]
                  ["value-size" number]
                  ["max-entries" number]
@@ -136,14 +138,14 @@
 (defn users
   "Returns the programs that use each map, by map id.
 
-  Each is `{:id :name :type}`.
+  Each is `{:id :name :type}`. `programs` are the infos of all programs.
 
-      (get (users) 12) ;=> [{:id 30 :name \"count_packets\" :type :xdp}]"
-  []
+      (get (users (holders/programs)) 12) ;=> [{:id 30 :name \"count_packets\" :type :xdp}]"
+  [programs]
   (by-id (fn [add all {:keys [map-ids] :as program}]
            (let [user (select-keys program [:id :name :type])]
              (reduce (fn [all id] (add all id user)) all map-ids)))
-         (holders/programs {:brief true})))
+         programs))
 
 (defn pins
   "Returns the paths of the pins of each object of a kind, by id.
@@ -153,13 +155,29 @@
   (by-id (fn [add all {:keys [kind id path]}] (if (= wanted kind) (add all id path) all))
          (holders/pins)))
 
-(defn owners
-  "Returns a function from a map's id to its pins, holders and users.
+(defn with-whole-name
+  "Returns the info of a map with its whole name as `:name`, if the kernel cut it.
 
-      ((owners) 12) ;=> {:pinned [\"/sys/fs/bpf/counts\"] :held [{:pid 4711 :command \"agent\"}] :used-by []}"
-  []
+  The kernel's name is `:kernel-name` then. `namer` is a function of
+  `bpfmap.impl.map.whole-names/namer`.
+
+      (with-whole-name {:name \"flows_by_source\"} (constantly \"flows_by_source_port\"))
+      ;=> {:name \"flows_by_source_port\", :kernel-name \"flows_by_source\"}"
+  [{:keys [name] :as info} namer]
+  (if-let [whole (namer info)]
+    (assoc info :name whole :kernel-name name)
+    info))
+
+(defn named-with-owners
+  "Returns the info of a map with its whole name, and its pins, holders and users.
+
+      (named-with-owners {:id 12 :name \"flows\"})
+      ;=> [{:id 12 :name \"flows\"} {:pinned [] :held [{:pid 4711 :command \"agent\"}] :used-by []}]"
+  [{:keys [id] :as info}]
   (let [held (holders/held-maps)
-        used (users)
+        programs (holders/programs {:brief true})
         pinned (pins :map)]
-    (fn [id]
-      {:pinned (get pinned id []) :held (get-in held [id :holders] []) :used-by (get used id [])})))
+    [(with-whole-name info (whole-names/namer (delay programs) (delay pinned)))
+     {:pinned (get pinned id [])
+      :held (get-in held [id :holders] [])
+      :used-by (get (users programs) id [])}]))

@@ -22,12 +22,13 @@
 
       (show {:ref {:name \"counts\"}}) ;=> {:id 12, :type :hash, …}"
   [options]
-  (let [{:keys [id] :as info} (with-open [m (input/open options :read-only)]
-                                (let [info (bpf/info m)]
-                                  (map-info/with-entries info info (map-info/entries-of m info)
-                                                         (constantly true))))]
-    ;; This process no longer holds the map, because it has closed it.
-    (map-info/ordered info (cond-> ((map-info/owners) id)
+  (let [info (with-open [m (input/open options :read-only)]
+               (let [info (bpf/info m)]
+                 (map-info/with-entries info info (map-info/entries-of m info)
+                                        (constantly true))))
+        ;; This process no longer holds the map, because it has closed it.
+        [info owners] (map-info/named-with-owners info)]
+    (map-info/ordered info (cond-> owners
                              (map-info/ring? info) (assoc :fill (map-info/fill info))))))
 
 ;; --- types

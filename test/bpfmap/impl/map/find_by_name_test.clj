@@ -2,6 +2,7 @@
   "Maps by their names: what the kernel cut is told apart by whole names, or not at all."
   (:require [bpfmap.cli.calling :refer [bpfmap]]
             [bpfmap.core :as bpf]
+            [bpfmap.exec :as exec]
             [bpfmap.fixture :as fixture :refer [error-of kernel-test]]
             [bpfmap.host :as host]
             [bpfmap.spec :as spec]
@@ -138,6 +139,47 @@
         (bpf/unpin! m)
         (.delete directory)))))
 
+;; --- whole names in lists
+
+(defn- listed
+  "The name and the kernel's name of a map in `list` and in `show`."
+  [id]
+  (let [{shown :name shown-kernel-name :kernel-name} (exec/show {:ref id})]
+    (is (= [shown shown-kernel-name]
+           (let [[{:keys [name kernel-name]}]
+                 (exec/list {:where [:= :id id] :columns "id,name,kernel-name"})]
+             [name kernel-name])))
+    [shown shown-kernel-name]))
+
+(kernel-test lists-show-whole-names
+  (let [cut #(spec/kernel-name (str own %))]
+    (testing "from the BTF of the map"
+      (with-open [m (created (str own "packets_by_source_port") true)]
+        (is (= [(str own "packets_by_source_port") (cut "packets_by_source_port")]
+               (listed (id-of m))))
+        (is (= [(id-of m)] (map :id (exec/list {:where [:= :name (str own "packets_by_source_port")]
+                                                :columns "id"}))))))
+    (testing "from a pin, unless its name is another or two pins differ"
+      (let [directory (new-directory)]
+        (with-open [m (created (str own "bytes_by-source_port") false)]
+          (is (= [(cut "bytes_by-source_port") nil] (listed (id-of m))) "nothing has it")
+          (doseq [[pin expected] [["other_pin" nil]
+                                  ["bytes_by-source_port" "bytes_by-source_port"]
+                                  ["bytes_by-source_address" nil]]]
+            (bpf/pin! m (pin-at directory (str own pin)))
+            (is (= (if expected
+                     [(str own expected) (cut expected)]
+                     [(cut "bytes_by-source_port") nil])
+                   (listed (id-of m)))
+                pin))
+          (bpf/unpin! m))
+        (run! #(.delete ^File %) (reverse (file-seq directory)))))
+    (testing "a name that the kernel did not cut stays"
+      (with-open [short (created (str own "short") true)
+                  exact (created (cut "exactly_fifteen") true)]
+        (is (= [(str own "short") nil] (listed (id-of short))))
+        (is (= [(cut "exactly_fifteen") nil] (listed (id-of exact))))))))
+
 ;; --- a model: names that share what the kernel keeps, some pinned, some typed
 
 (def ^:private gen-maps
@@ -199,6 +241,8 @@
    #define __uint(name, val) int (*name)[val]
    #define __type(name, val) typeof(val) *name
    static void *(*lookup)(void *, const void *) = (void *)1;
+   static unsigned long (*query)(void *, unsigned long) = (void *)134;
+   struct { __uint(type, 27); __uint(max_entries, 4096); } libbpf_per_second_events SEC(\".maps\");
    struct { __uint(type, 1); __uint(max_entries, 4); __type(key, unsigned int); __type(value,
   unsigned long long); }
      libbpf_per_second_errors SEC(\".maps\");
@@ -217,7 +261,8 @@
      unsigned int k = 0;
      return !!lookup(&libbpf_per_second_errors, &k) + !!lookup(&libbpf_per_second_total,
   &k) + !!lookup(&libbpf_per_second_sum, &k)
-       + !!lookup(&same_definition_one, &k) + !!lookup(&same_definition_two, &k) + a_counter;
+       + !!lookup(&same_definition_one, &k) + !!lookup(&same_definition_two, &k) + a_counter
+       + query(&libbpf_per_second_events, 0);
    }")
 
 (kernel-test libbpf-variable
@@ -248,6 +293,13 @@
               (is (= :ambiguous (opened (subs (str own "libbpf_per_second") 0 15))))
               (is (= [4 1] (value-size (str ".data." own "statistics-of-all"))) "a data section")
               (is (= :not-found (opened (str ".data." own "statistics_of_all"))))
+              (testing "a ring buffer has no BTF of its own, but the program has"
+                (let [ring (str own "libbpf_per_second_events")]
+                  (is (= [0 4096] (value-size ring)))
+                  (is (= [[ring (spec/kernel-name ring)]]
+                         (map (juxt :name :kernel-name)
+                              (exec/list {:where [:= :name ring]
+                                          :columns "id,name,kernel-name"}))))))
               (testing "maps that differ in nothing cannot be told apart"
                 (is (= [:not-found :not-found]
                        (map opened
