@@ -120,15 +120,19 @@
       given)))
 
 (defn- by-place
-  "Returns the positional arguments as options."
-  [{:keys [name args] :as command} given]
-  (when (< (count args) (count given))
+  "Returns the positional arguments as options.
+
+  The last one of some commands can be repeated, and is a vector then."
+  [{:keys [name args several] :as command} given]
+  (when (and (< (count args) (count given)) (not several))
     (wrong-usage command "Unexpected argument " (pr-str (nth given (count args))) ": " name
                  " takes "
                  (if (seq args)
                    (str "only " (str/join " " (map #(flags/argument-word command %) args)))
                    "no arguments")))
-  (zipmap args given))
+  (let [n (dec (count args))]
+    (cond-> (zipmap args given)
+      (< (count args) (count given)) (assoc several (vec (drop n given))))))
 
 (def ^:private formats [:edn :json :csv])
 
@@ -182,7 +186,8 @@
 
 (def ^:private ref-texts
   "The line about REF, by the kind of the argument."
-  {:ref "REF is a map's id, its pin path (which contains a slash) or its name."
+  {:ref (str "REF is a map's id, its pin path (which contains a slash) or its name. In a\n"
+             "name, * and ? stand for any characters.")
    :program-ref "REF is a program's id, its pin path (which contains a slash) or its name."
    :link-ref "REF is a link's id, or its pin path (which contains a slash)."})
 

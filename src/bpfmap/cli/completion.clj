@@ -156,8 +156,15 @@
         :type (words (sort (map name (keys map-types/types))))
         ""))))
 
-(defn- places [{:keys [args] :as command}]
-  (map #(what-of command %) args))
+(def ^:private ^:const most-places "Arguments of a command that takes any number of them." 6)
+
+(defn- places
+  "Returns the kinds of completion of a command's arguments."
+  [{:keys [args several] :as command}]
+  (let [kinds (map #(what-of command %) args)]
+    (if several
+      (take most-places (concat kinds (repeat (last kinds))))
+      kinds)))
 
 (defn- values
   "Returns the options of a command whose values are maps, files or words."
@@ -318,7 +325,7 @@
     (str/starts-with? what "=") (str "(" (subs what 1) ")")
     :else ""))
 
-(defn- zsh-argument-lines [{:keys [args optional] :as command}]
+(defn- zsh-argument-lines [{:keys [args optional several] :as command}]
   (concat
    (for [[_ option doc & {:keys [id]}] (concat (flags/tool-options command)
                                                flags/general-options)
@@ -326,7 +333,11 @@
      (str (when (:many (options id)) "*") flag "[" (zsh-word doc) "]"
           (when takes (str ":" takes ":" (zsh-action (what-of command id))))))
    (for [[i k] (map-indexed vector args)]
-     (str (inc (long i)) (if (contains? optional k) "::" ":") (:takes (options k)) ":"
+     (str (cond
+            (= k several) "*:"
+            (contains? optional k) (str (inc (long i)) "::")
+            :else (str (inc (long i)) ":"))
+          (:takes (options k)) ":"
           (zsh-action (what-of command k))))))
 
 (defn- zsh []

@@ -52,6 +52,7 @@
   "Returns an argument as the usage line shows it.
 
       (argument-word {:optional #{:command}} :command) ;=> \"[COMMAND]\""
-  [{:keys [optional]} k]
-  (let [word (:takes (options k))]
+  [{:keys [optional several]} k]
+  (let [word (cond-> (:takes (options k))
+               (= k several) (str " ..."))]
     (if (contains? optional k) (str "[" word "]") word)))

@@ -81,6 +81,16 @@
       :else {:name text})
     (if (and (map? x) (:id x)) {:id (:id x)} x)))
 
+(defn- map-ref-of
+  "Returns the reference to a map, or a pattern of names as `{:glob text}`.
+
+  Names of maps have no `*` and no `?`."
+  [x]
+  (let [text (text x)]
+    (if (and text (re-find #"[*?]" text) (not (str/includes? text "/")))
+      {:glob text}
+      (ref-of x))))
+
 (defn- read-source
   "Returns the reference to a map, or the file of a saved map.
 
@@ -88,7 +98,7 @@
   [x]
   (if (some-> (text x) (str/ends-with? ".edn"))
     (some->> (read-path x) (hash-map :file))
-    (ref-of x)))
+    (map-ref-of x)))
 
 (defn- type-problem
   "Returns the problem of a type, or nil."
@@ -190,7 +200,7 @@
          :as :edn}
    :text {:read text :expects "must be a string" :as :string}
    :path {:read read-path :expects "must be a path" :as :string}
-   :ref {:read ref-of :expects "must be an id, a pin path or a name" :as :string}
+   :ref {:read map-ref-of :expects "must be an id, a pin path or a name" :as :string}
    :program-ref {:read ref-of :expects "must be an id, a pin path or a name" :as :string}
    :link-ref {:read #(let [ref (ref-of %)] (when-not (and (map? ref) (:name ref)) ref))
               :expects "must be an id or a pin path" :as :string}
@@ -288,12 +298,19 @@
     data))
 
 (defn- coerce-all
-  "Returns the data of an option, as a vector if it can be repeated."
+  "Returns the data of an option, as a vector if it can be repeated.
+
+  The last argument of some commands can be a vector too."
   [command option x]
-  (if (:many (options option))
+  (cond
+    (and (= option (:several command)) (vector? x) (seq x))
+    (mapv #(coerce command option %) x)
+
+    (:many (options option))
     (mapv #(coerce command option %)
           (if (and (sequential? x) (every? #(or (string? %) (sequential? %) (map? %)) x)) x [x]))
-    (coerce command option x)))
+
+    :else (coerce command option x)))
 
 (defn required
   "Returns the required arguments and options of a command.

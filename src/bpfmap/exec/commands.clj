@@ -6,6 +6,7 @@
   | `:name`     | the name of the command: a word, or two for a command about programs or links           |
   | `:group`    | the heading under which help lists it                                                   |
   | `:args`     | positional arguments from `bpfmap.exec.options`; `:optional` has the optional ones      |
+  | `:several`  | the last argument, if it can be repeated; it is a vector then                           |
   | `:options`  | options from the same table; `:needs` has the required ones                             |
   | `:docs`     | lines about options that mean something different for this command                      |
   | `:kinds`    | kinds of options that mean something different for this command                         |
@@ -37,7 +38,8 @@
   "The commands, in the order in which help lists them."
   [;; --- the host
    {:name "list" :group "Inspect the host"
-    :options [:where :sort :limit :columns :count :stream] :rows true
+    :options [:name :held-by :where :sort :limit :columns :count :total :stream] :rows true
+    :docs {:name "Only maps with this name; * and ? stand for any characters"}
     :doc "List the BPF maps on this host and their owners"
     :text ["ENTRIES is counted for small maps; --count counts it for all maps. FULL is the"
            "percentage of MAX in use, with lru for maps that evict entries. If --where,"
@@ -51,14 +53,17 @@
            "whole name if it is certain, and kernel-name what the kernel has kept of it."
            "Requires CAP_SYS_ADMIN."]
     :examples [{}
+               {:name "flow_*" :held-by "agent"}
                {:where ["full>90"] :sort "-full"}
                {:where ["type=lru-hash" "held.command=agent"] :sort "-memlock"}
                {:columns "id,name,entries,max-entries" :where ["pinned~^/sys/fs/bpf/net"]}]
     :fn 'bpfmap.exec.host/list-maps :view 'bpfmap.exec.views/maps}
-   {:name "show" :group "Inspect the host" :args [:ref]
-    :doc "Show the details of a map"
-    :examples [{:ref "flows"} {:ref "/sys/fs/bpf/flows"}]
-    :fn 'bpfmap.exec.reading/show :view 'bpfmap.exec.views/fields}
+   {:name "show" :group "Inspect the host" :args [:ref] :several :ref :options [:held-by]
+    :doc "Show the details of maps"
+    :text ["With several REF, a REF with * or ?, or --held-by, shows each of the maps below"
+           "a heading. The exit code is 1 if one of them cannot be read."]
+    :examples [{:ref "flows"} {:ref "/sys/fs/bpf/flows"} {:ref "flow_*" :held-by "agent"}]
+    :fn 'bpfmap.exec.reading/show :view 'bpfmap.exec.views/map-fields}
    {:name "tree" :group "Inspect the host" :args [:directory] :optional #{:directory}
     :doc "Show the pins on the BPF file systems"
     :examples [{} {:directory "/sys/fs/bpf/net"}]
@@ -74,10 +79,12 @@
     :doc "Show the types of keys and values, in C and as data"
     :examples [{:ref "flows"} {:ref "flows" :template true}]
     :fn 'bpfmap.exec.reading/types :view 'bpfmap.exec.views/types}
-   {:name "dump" :group "Read a map" :args [:ref]
-    :options (-> [:where :sort :limit] (into shown) (into [:keys :cpus :stream]) (into typed))
+   {:name "dump" :group "Read a map" :args [:ref] :several :ref
+    :options (-> [:where :sort :limit :count :held-by]
+                 (into shown) (into [:keys :cpus :stream]) (into typed))
+    :docs {:count "Print only the number of matching entries"}
     :rows true
-    :doc "Dump the entries of a map"
+    :doc "Dump the entries of maps"
     :text ["Keys and values are decoded by the types in the map's BTF. Without BTF, they"
            "are printed as hexadecimal bytes. A TYPE given here replaces the map's own:"
            "u32, s64be, ipv4, '[string 16]' or '[struct [pid u32] [cpu u32]]', as in a map"
@@ -92,9 +99,11 @@
            "port-be, s, size, syscall, us, user and usym. Some have a parameter: '[flags"
            "{SYN 1 ACK 2}]', '[enum bpf_map_type]' (an enum of the map or the kernel, or"
            "one of its values), '[usym 4711]' (a pid) or '[usym key.pid]' (the field that"
-           "has it)."]
+           "has it). With several REF, a REF with * or ?, or --held-by, prints each of the"
+           "maps below a heading; the exit code is 1 if one of them cannot be read."]
     :examples [{:ref "flows"}
                {:ref "flows" :where ["bytes>1M"] :sort "-bytes" :limit 10}
+               {:ref "flow_*" :where ["bytes>1M"] :count true}
                {:ref 12 :key-type :u32 :value-type [:string 16]}
                {:ref "flows" :as ["src=ipv4" "flags=[flags {SYN 1 ACK 2}]"]}]
     :fn 'bpfmap.exec.reading/dump :view 'bpfmap.exec.views/entries}

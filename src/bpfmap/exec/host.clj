@@ -2,6 +2,7 @@
   "The commands about the whole host: `list` and `tree`."
   (:require [bpfmap.exec.listing :as listing]
             [bpfmap.exec.map-info :as map-info]
+            [bpfmap.exec.selection :as selection]
             [bpfmap.impl.host.holders :as holders]
             [bpfmap.impl.map-types :as map-types]
             [bpfmap.impl.map.lifecycle :as lifecycle]
@@ -46,11 +47,20 @@
 
   `:skipped` of the metadata has the maps that could not be read. With `:columns`, expensive
   fields are read only if they are used. If the options name `:full`, the entries of large maps are
-  counted too.
+  counted too. `:name` and `:held-by` select maps, see `bpfmap.exec.selection`. With `:total`,
+  returns `{:count n}`.
 
       (list-maps {}) ;=> [{:id 12, :type :hash, :name \"counts\", … :pinned [] :held [{:pid 4711 :command \"agent\"}] :used-by []}]"
-  [{:keys [count] :as options}]
+  [{:keys [count name held-by total] :as options}]
   (let [{:keys [wanted named] :as plan} (listing/plan "list" map-info/list-fields options)
+        wanted (if total named wanted)
+        wanted (fn [k]
+                 (or (wanted k) (and name (#{:name :kernel-name} k)) (and held-by (= :held k))))
+        selecting (apply comp (remove nil? [(map identity)
+                                            (when name (filter (selection/named name)))
+                                            (when held-by
+                                              (let [holder? (selection/held-by held-by)]
+                                                (filter #(some holder? (:held %)))))]))
         held? (wanted :held)
         memory? (or (wanted :memlock) (wanted :frozen))
         counter (when (and (named :full) (not count)) (map-info/counter))
@@ -88,7 +98,10 @@
                    held? (assoc :held (or holders []))
                    pinned (assoc :pinned (get pinned id []))
                    used (assoc :used-by (get used id []))))))]
-    (with-meta (listing/rows plan (mapv row maps)) (meta maps))))
+    (let [rows (listing/rows plan (into [] (comp (map row) selecting) maps))]
+      (if total
+        {:count (clojure.core/count rows)}
+        (with-meta rows (meta maps))))))
 
 (defn tree
   "Returns the pins of every BPF file system, or below `:directory`, by path.

@@ -4,6 +4,7 @@
             [bpfmap.core :as bpf]
             [bpfmap.error :as error]
             [bpfmap.exec.arguments :as arguments]
+            [bpfmap.exec.selection :as selection]
             [bpfmap.impl.edn :as edn]
             [bpfmap.impl.kernel.paths :as paths]
             [bpfmap.impl.map-types :as map-types]
@@ -33,22 +34,92 @@
                                ", and no map has the full name in its BTF or as a pin; use an id")))
                  e)))
 
+(defn one-map
+  "Returns a reference to one map: the id of the only map that matches a pattern.
+
+  Any other reference stays as it is.
+
+      (one-map {:glob \"flow_*\"}) ;=> {:id 12}"
+  [ref]
+  (if (and (map? ref) (:glob ref))
+    {:id (selection/only-one (:glob ref))}
+    ref))
+
 (defn open
   "Opens the map of the option `:ref`, with its types.
 
-  The caller closes it. For an open map, returns a second handle.
+  A pattern must match one map only. The caller closes it. For an open map, returns a second handle.
 
       (with-open [m (open {:ref {:name \"counts\"} :key-type :u32} :read-only)] (bpf/info m))"
   ^java.io.Closeable [{:keys [ref key-type value-type]} access]
   (try
     (if (bpf/bpf-map? ref)
       (bpf/clone ref)
-      (bpf/open ref
+      (bpf/open (one-map ref)
                 (cond-> {:access access}
                   key-type (assoc :key key-type)
                   value-type (assoc :value value-type))))
     (catch ExceptionInfo e
-      (throw (if (:bpfmap/candidates (ex-data e)) (with-table e) e)))))
+      (throw (if (and (:bpfmap/candidates (ex-data e)) (:bpfmap/hint (ex-data e)) (:name ref))
+               (with-table e)
+               e)))))
+
+;; --- several maps
+
+(defn several?
+  "Returns true if options select any number of maps, and not one.
+
+      (several? {:ref {:glob \"flow_*\"}}) ;=> true"
+  [{:keys [ref held-by]}]
+  (boolean (or held-by (vector? ref) (and (map? ref) (not (bpf/bpf-map? ref)) (:glob ref)))))
+
+(defn- identity-of-ref
+  "Returns the id, name and type of the map of a reference."
+  [ref]
+  (with-open [m (open {:ref ref} :read-only)]
+    (select-keys (bpf/info m) [:id :name :type])))
+
+(defn selected
+  "Returns the maps that options select, each once: `{:id :name :type}`.
+
+  They are in the order of the references, and those of a pattern in the order of their ids. Throws
+  `:not-found` if a reference or a pattern has no map, or if none of the maps has the holder.
+
+      (selected {:ref [{:id 12} {:glob \"flow_*\"}]}) ;=> [{:id 12 :name \"counts\" :type :hash} …]"
+  [{:keys [ref held-by]}]
+  (let [refs (if (vector? ref) ref [ref])
+        all (delay (selection/host-maps))
+        found (into []
+                    (comp (mapcat #(if (and (map? %) (:glob %))
+                                     (selection/matching (:glob %) @all)
+                                     [(identity-of-ref %)]))
+                          (map #(select-keys % [:id :name :type]))
+                          (distinct))
+                    refs)
+        held (if held-by
+               (filterv (comp (selection/held-ids held-by) :id) found)
+               found)]
+    (if (seq held)
+      held
+      (throw (error/error :not-found
+                          (str "No process " (error/shown held-by) " has "
+                               (if (next found) "one of these maps" "this map") " open")
+                          {:bpfmap/op :open})))))
+
+(defn for-each
+  "Returns a vector of `(f options m)` for the maps that options select.
+
+  `m` is the map's `{:id :name :type}`, and `:ref` of the options refers to it. An error about one
+  map is its element, `(assoc m :error kind :message text)`; usage errors are thrown."
+  [options f]
+  (mapv (fn [{:keys [id] :as m}]
+          (try
+            (f (-> options (dissoc :held-by) (assoc :ref {:id id})) m)
+            (catch ExceptionInfo e
+              (if (= :usage (:bpfmap/error (ex-data e)))
+                (throw e)
+                (assoc m :error (:bpfmap/error (ex-data e)) :message (ex-message e))))))
+        (selected options)))
 
 (defn row-of-type
   "Returns the row of a map type in `bpfmap.impl.map-types/types`.

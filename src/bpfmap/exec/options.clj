@@ -47,6 +47,9 @@
    :sort {:takes "COLUMN" :kind :column :doc "Column to sort by; -COLUMN sorts in descending order"}
    :limit {:takes "N" :kind :whole :doc "Maximum number of rows"}
    :columns {:takes "NAMES" :kind :columns :doc "Columns to print, separated by commas"}
+   :held-by {:takes "PROCESS" :kind :text
+             :doc "Only maps that a process, by its pid or command, has open"}
+   :total {:kind :flag :doc "Print only the number of maps"}
    :count {:kind :flag :doc "Count the entries of large maps too"}
    :as {:takes "FIELD=HINT" :kind :hint :many true
         :doc "Hint for a field, such as src=ipv4; can be repeated"}

@@ -475,11 +475,27 @@
                                   (map (fn [{:keys [of] own :cell}] ((or own cell) (of row)))
                                        columns)))) rows)))
 
+(defn- print-sections
+  "Prints sections, each below a heading and apart by an empty line.
+
+  Returns lines about omitted columns."
+  [sections width]
+  (first
+   (reduce (fn [[left-out first?] {:keys [heading columns rows lines]}]
+             (when-not first? (print-line ""))
+             (print-line heading)
+             (if columns
+               [(or (print-table columns rows width) left-out) false]
+               (do (run! print-line lines)
+                   [left-out false])))
+           [nil true] sections)))
+
 (defn print-result
   "Prints the result of a command and returns the exit code.
 
   `format` is nil for people, whose terminal may have a `width`."
-  [value {:keys [columns csv-columns rows lines closing notes exit] text? :as-text :as view}
+  [value {:keys [columns csv-columns rows lines sections closing notes exit] text? :as-text
+           :as view}
    format width]
   ;; A system call for each line would be slow.
   (let [left-out (binding [*flush-on-newline* false]
@@ -487,9 +503,10 @@
                      :edn (print-edn (:value view value))
                      :json (print-json (:value view value))
                      :csv (print-csv (or csv-columns columns) rows)
-                     (if columns
-                       (print-table columns rows width)
-                       (run! (if text? println print-line) lines))))]
+                     (cond
+                       columns (print-table columns rows width)
+                       sections (print-sections sections width)
+                       :else (run! (if text? println print-line) lines))))]
     (flush)
     (run! #(complain "bpfmap: " %) notes)
     (when-not format

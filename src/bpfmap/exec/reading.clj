@@ -17,10 +17,8 @@
 
 (set! *warn-on-reflection* true)
 
-(defn show
-  "Returns the kernel's information about a map, and its owners.
-
-      (show {:ref {:name \"counts\"}}) ;=> {:id 12, :type :hash, …}"
+(defn- show-one
+  "Returns the kernel's information about a map, and its owners."
   [options]
   (let [info (with-open [m (input/open options :read-only)]
                (let [info (bpf/info m)]
@@ -30,6 +28,18 @@
         [info owners] (map-info/named-with-owners info)]
     (map-info/ordered info (cond-> owners
                              (map-info/ring? info) (assoc :fill (map-info/fill info))))))
+
+(defn show
+  "Returns the kernel's information about a map, and its owners.
+
+  Returns a vector if the options select any number of maps; see `input/several?`.
+
+      (show {:ref {:name \"counts\"}})   ;=> {:id 12, :type :hash, …}
+      (show {:ref {:glob \"counts*\"}}) ;=> [{:id 12, :type :hash, …}]"
+  [options]
+  (if (input/several? options)
+    (input/for-each options (fn [options _] (show-one options)))
+    (show-one options)))
 
 ;; --- types
 
@@ -159,17 +169,49 @@
                  (reduce [_ step init] (f told step init)))
       {:about told})))
 
+(defn- count-one
+  "Returns the number of entries of a map that the options select, and the map."
+  [options]
+  (with-open [m (input/open options :read-only)]
+    (check-dumpable m options)
+    (array-map :map (select-keys (bpf/info m) [:id :name :type])
+               :count (transduce (comp (query/selecting (with-fields m options)) (map (constantly 1)))
+                                 + 0 (entries m options)))))
+
+(defn- dump-one
+  "Returns the entries of a map."
+  [options]
+  (with-open [m (input/open options :read-only)]
+    (check-dumpable m options)
+    (let [shower (shown/shower options (bpf/spec m) m)]
+      (with-meta (into [] (requested options shower)
+                       (query/rows (with-fields m options) (entries m options)))
+        (about m options shower)))))
+
+(defn- check-options
+  "Throws `:usage` for options of `dump` that exclude each other."
+  [{:keys [stream sort count] :as options}]
+  (when (and stream sort)
+    (throw (arguments/refused "dump" :stream true ["cannot be combined with " :sort])))
+  (when (and stream count)
+    (throw (arguments/refused "dump" :stream true ["cannot be combined with " :count])))
+  (when (and stream (input/several? options))
+    (throw (arguments/refused "dump" :stream true "requires one map"))))
+
 (defn dump
   "Returns the entries of a map, in the kernel's order.
 
   With `:stream`, returns a reducible, which opens the map for each reduction. The metadata has
-  the map's `:type` and `:spec`, and the reason why entries are bytes under `:untyped`.
+  the map's `:type` and `:spec`, and the reason why entries are bytes under `:untyped`. With
+  `:count`, returns `{:map :count}`. If the options select any number of maps, returns a vector of
+  `{:map :entries}`, or of `{:map :count}`; see `input/several?`.
 
-      (dump {:ref {:name \"counts\"} :key-type :u32 :value-type :u64}) ;=> [{:key 7, :value 42}]"
-  [{:keys [stream sort] :as options}]
-  (when (and stream sort)
-    (throw (arguments/refused "dump" :stream true ["cannot be combined with " :sort])))
-  (if stream
+      (dump {:ref {:name \"counts\"} :key-type :u32 :value-type :u64}) ;=> [{:key 7, :value 42}]
+      (dump {:ref {:glob \"counts*\"} :count true}) ;=> [{:map {:id 12, …}, :count 1}]"
+  [{:keys [stream count] :as options}]
+  (check-options options)
+  (cond
+    stream
     (stream-of
      (fn [told f init]
        (with-open [m (input/open options :read-only)]
@@ -178,12 +220,16 @@
            (reset! told (about m options shower))
            (transduce (comp (query/selecting (with-fields m options)) (requested options shower))
                       (completing f) init (entries m options))))))
-    (with-open [m (input/open options :read-only)]
-      (check-dumpable m options)
-      (let [shower (shown/shower options (bpf/spec m) m)]
-        (with-meta (into [] (requested options shower)
-                         (query/rows (with-fields m options) (entries m options)))
-          (about m options shower))))))
+
+    (input/several? options)
+    (input/for-each options
+                    (fn [options m]
+                      (if count
+                        (assoc (count-one options) :map m)
+                        (array-map :map m :entries (dump-one options)))))
+
+    count (count-one options)
+    :else (dump-one options)))
 
 ;; --- one entry
 

@@ -435,16 +435,23 @@
      :closing (when (and (empty? rows) (nil? columns)) [none])
      :notes (skipped-notes rows #(str place " " (:id %)))}))
 
+(defn- count-lines
+  "Renders a number alone."
+  [{n :count}]
+  {:lines [(str n)] :rows [{:count n}] :csv-columns [{:title "count" :of :count}]})
+
 (defn maps
-  "Renders the rows of `list` as a table.
+  "Renders the rows of `list` as a table, or their number.
 
   FROZEN is a column only if a map is frozen, FILL only if a map is a ring, FULL only if a map can
   be full and was counted. CSV always has all columns."
-  [maps options]
-  (listed maps options
-          {:command "list" :fields map-info/list-fields :table map-columns
-           :used (fn [k] (or (not (#{:frozen :fill :full} k)) (some k maps)))
-           :none "no maps" :place "map"}))
+  [maps {:keys [total] :as options}]
+  (if total
+    (count-lines maps)
+    (listed maps options
+            {:command "list" :fields map-info/list-fields :table map-columns
+             :used (fn [k] (or (not (#{:frozen :fill :full} k)) (some k maps)))
+             :none "no maps" :place "map"})))
 
 ;; --- programs and links
 
@@ -598,6 +605,30 @@
   [info _options]
   {:lines (output/fields (map shown-field info))})
 
+;; --- several maps
+
+(defn- heading [{:keys [type] :as m}]
+  (str (map-text m) ", " (output/cell type)))
+
+(defn- failures
+  "Returns the notes and the exit code for maps that could not be read."
+  [maps]
+  (let [failed (filter :error maps)]
+    {:notes (for [{:keys [id message] :as m} failed]
+              (if (str/includes? message (str "map " id))
+                message
+                (str (map-text m) ": " message)))
+     :exit (if (seq failed) 1 0)}))
+
+(defn map-fields
+  "Renders the fields of one map, or of several, each below a heading."
+  [shown options]
+  (if (map? shown)
+    (fields shown options)
+    (assoc (failures shown)
+           :sections (for [m shown :when (not (:error m))]
+                       {:heading (heading m) :lines (:lines (fields m options))}))))
+
 ;; --- tree
 
 (defn- directories
@@ -674,8 +705,8 @@
   [{:keys [spec cpus collapsed]}]
   (when spec (column-tree/with-collapsed (column-tree/of-entries spec cpus) collapsed)))
 
-(defn entries
-  "Renders entries as a table."
+(defn- entry-table
+  "Renders the entries of a map as a table."
   [entries {:keys [keys]}]
   (let [sides (if keys [:key] [:key :value])
         {:keys [type untyped] :as about} (meta entries)]
@@ -692,6 +723,39 @@
        ;; A stream opens its map when it is reduced. The types are unknown before.
        :csv-columns (delay (output/csv-columns sides (trees-of (some-> (:about about) deref))))
        :rows entries})))
+
+(defn- tables
+  "Renders the entries of several maps as tables, each below a heading.
+
+  In CSV, keys and values are one column each, since maps have different fields."
+  [maps {:keys [keys] :as options}]
+  (let [read (remove :error maps)]
+    (assoc (failures maps)
+           :sections (for [{m :map entries :entries} read
+                           :let [{:keys [columns rows closing]} (entry-table entries options)]]
+                       {:heading (str (heading m) ": " (str/join "; " closing))
+                        :columns columns :rows rows})
+           :rows (for [{{:keys [id name]} :map entries :entries} read, entry entries]
+                   (assoc entry :id id :name name))
+           :csv-columns (for [k (cond-> [:id :name :key] (not keys) (conj :value))]
+                          {:title (name k) :of k}))))
+
+(defn- counts
+  "Renders the numbers of entries of several maps."
+  [maps]
+  (assoc (failures maps)
+         :columns [{:title "ID" :of (comp :id :map)} {:title "NAME" :of (comp :name :map)}
+                   {:title "COUNT" :of :count}]
+         :rows (remove :error maps)))
+
+(defn entries
+  "Renders the entries of a map, or of several, as tables, or their numbers."
+  [found {:keys [count] :as options}]
+  (cond
+    (and count (map? found)) (count-lines found)
+    count (counts found)
+    (and (vector? found) (some #(or (:map %) (:error %)) found)) (tables found options)
+    :else (entry-table found options)))
 
 ;; --- events
 

@@ -186,7 +186,7 @@
   (let [ref (cond
               (or (instance? Path ref) (instance? File ref)) {:path (str ref)}
               (int? ref) {:id ref}
-              :else ref)
+              :else (input/one-map ref))
         options (assoc options :ref ref)
         first-look (fn [] {:m (input/open options :read-only)})]
     (cond

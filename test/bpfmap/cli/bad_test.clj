@@ -73,7 +73,7 @@
   (concat
    (for [{:keys [name] :as command} commands/commands]
      [(concat [name] (enough command) ["--nope"]) #"Unknown option \"--nope\""])
-   (for [{:keys [name] :as command} commands/commands]
+   (for [{:keys [name several] :as command} commands/commands :when (not several)]
      [(concat [name] (enough command) ["x" "y"]) #"takes (only|no arguments)"])
    (for [{:keys [name] :as command} commands/commands :when (seq (arguments/required command))]
      [[name] #"requires [A-Z]"])

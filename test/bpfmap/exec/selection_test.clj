@@ -1,0 +1,130 @@
+(ns bpfmap.exec.selection-test
+  "Several maps at once: references, patterns of names, and holders."
+  (:require [bpfmap.cli.calling :refer [bpfmap edn-of id-of json-of refused]]
+            [bpfmap.core :as bpf]
+            [bpfmap.exec :as exec]
+            [bpfmap.exec.selection :as selection]
+            [bpfmap.fixture :as fixture :refer [kernel-test]]
+            [clojure.string :as str]
+            [clojure.test :refer [are deftest is testing]])
+  (:import (java.io Closeable)
+           (java.lang ProcessHandle)))
+
+(set! *warn-on-reflection* true)
+
+(def ^:private pid (.pid (ProcessHandle/current)))
+
+(def ^:private own
+  "What the names of this process's maps begin with: others may run the same tests."
+  (str "s" (Long/toString pid 36)))
+
+(deftest patterns
+  (are [pattern name match?] (= match? ((selection/named pattern) {:name name}))
+    "flow_*" "flow_a" true
+    "flow_*" "flow_" true
+    "flow_?" "flow_" false
+    "flow_?" "flow_ab" false
+    "*" "" true
+    "a.b" "a.b" true
+    "a.b" "axb" false
+    "[ab]" "a" false
+    "flows" "flows_x" false)
+  (testing "the name that the kernel keeps matches too"
+    (is ((selection/named "flows_by_source") {:name "flows_by_source_port"
+                                              :kernel-name "flows_by_source"})))
+  (are [text process match?] (= match? ((selection/held-by text) process))
+    "agent" {:pid 1 :command "agent"} true
+    "age*" {:pid 1 :command "agent"} true
+    "age" {:pid 1 :command "agent"} false
+    "4711" {:pid 4711 :command "agent"} true
+    "4711" {:pid 471 :command "4711"} true
+    "4711" {:pid 14711 :command "agent"} false
+    "a_long_name_of_a_command" {:pid 1 :command "a_long_name_of_"} true))
+
+(defn- with-maps
+  "Calls f with three open maps: two hash maps whose names differ in one letter, and a ring."
+  [f]
+  (let [spec {:type :hash :key :u32 :value :u64 :max-entries 8}]
+    (with-open [^Closeable a (bpf/create (assoc spec :name (str own "_a") :contents {1 2, 3 4}))
+                ^Closeable b (bpf/create (assoc spec :name (str own "_b")
+                                                :value [:struct [:n :u64]] :contents {5 {:n 6}}))
+                ^Closeable c (bpf/create {:name (str own "_ring") :type :ringbuf
+                                          :max-entries 4096})]
+      (f a b c))))
+
+(kernel-test list-by-name-and-holder
+  (with-maps
+   (fn [a b c]
+     (let [ids #(map :id (exec/list (assoc % :columns "id")))]
+       (is (= (map id-of [a b c]) (ids {:name (str own "_*")})))
+       (is (= (map id-of [a b]) (ids {:name (str own "_?")})))
+       (is (= [(id-of a)] (ids {:name (str own "_a") :held-by (str pid)})))
+       (is (= [] (ids {:name (str own "_*") :held-by "no_such_command"})))
+       (is (= {:count 2} (exec/list {:name (str own "_?") :total true})
+              (edn-of "list" "--name" (str own "_?") "--total")))
+       (is (= {:exit 0 :out "2\n" :err ""} (bpfmap "list" "--name" (str own "_?") "--total")))))))
+
+(kernel-test several-references
+  (with-maps
+   (fn [a b c]
+     (let [about (fn [m] (select-keys (bpf/info m) [:id :name :type]))
+           both [{:map (about a) :entries [{:key 1 :value 2} {:key 3 :value 4}]}
+                 {:map (about b) :entries [{:key 5 :value {:n 6}}]}]
+           sorted (fn [maps] (map #(update % :entries (partial sort-by :key)) maps))
+           names [(str own "_a") (str own "_b")]]
+       (testing "dump"
+         (is (= both
+                (sorted (exec/dump {:ref names}))
+                (sorted (exec/dump {:ref [a b]}))
+                (sorted (exec/dump {:ref (str own "_?")}))
+                (sorted (exec/dump {:ref (conj names (str own "_?") (id-of a))}))
+                (sorted (apply edn-of "dump" names))))
+         (is (= [{"map" {"id" (id-of a) "name" (str own "_a") "type" "hash"}
+                  "entries" [{"key" 3 "value" 4}]}]
+                (json-of "dump" (str own "_a*") "--where" "key>1")))
+         (is (= [(str "map " (id-of a) " (" own "_a), hash: 1 entry") "KEY  VALUE" "  3      4" ""
+                 (str "map " (id-of b) " (" own "_b), hash: 1 entry") "KEY  n" "  5  6"]
+                (str/split-lines (:out (apply bpfmap "dump" (conj names "--where" "key>1"))))))
+         (is (= ["id,name,key,value" (str (id-of b) "," own "_b,5,{:n 6}")]
+                (str/split-lines (:out (bpfmap "dump" (str own "_b*") "--csv"))))))
+       (testing "numbers of entries"
+         (is (= {:map (about a) :count 1} (exec/dump {:ref a :count true :where "key>1"})))
+         (is (= {:exit 0 :out "2\n" :err ""} (bpfmap "dump" (id-of a) "--count")))
+         (is (= [[(id-of a) 2] [(id-of b) 1]]
+                (map (juxt (comp :id :map) :count) (exec/dump {:ref (str own "_?") :count true})))))
+       (testing "show"
+         (is (= names (map :name (exec/show {:ref (str own "_?")}))))
+         (is (= 2 (count (re-seq #"(?m)^max-entries +8$" (:out (apply bpfmap "show" names)))))))
+       (testing "a pattern that matches one map is a reference to it"
+         (is (= {:key 1 :value 2} (exec/get {:ref (str own "_a*") :key 1})))
+         (is (= [{:id (id-of a)}] (into [] (comp (take 1) (map #(select-keys (:map %) [:id])))
+                                        (exec/watch {:ref (str own "_a*") :interval 0.1})))))
+       (testing "a map that cannot be read is reported, and the others are printed"
+         (let [{:keys [exit out err]} (bpfmap "dump" (str own "_*"))]
+           (is (= 1 exit))
+           (is (= 2 (count (re-seq #"(?m)^map " out))))
+           (is (str/starts-with? err (str "bpfmap: The entries of map " (id-of c)))))
+         (is (= :not-supported (:error (last (exec/dump {:ref (str own "_*")}))))))))))
+
+(kernel-test refused-selections
+  (with-maps
+   (fn [a _ _]
+     (are [words message] (= [(if (str/includes? message "see `") 2 1) (str "bpfmap: " message)]
+                             (apply refused words))
+       ["dump" (str own "_no*")] (str "No map has a name like \"" own "_no*\"")
+       ["dump" (str own "_a") (str own "no")] (str "No map named \"" own "no\"")
+       ["show" (str own "_?") "--held-by" "no_such"]
+       "No process no_such has one of these maps open"
+       ["show" (id-of a) "--held-by" "no_such"] "No process no_such has this map open"
+       ["dump" (str own "_?") "--stream"]
+       "--stream requires one map; see `bpfmap help dump`"
+       ["dump" (str own "_a") "--stream" "--count"]
+       "--stream cannot be combined with --count; see `bpfmap help dump`")
+     (is (= [2 "bpfmap: Unknown field nope: the fields are key, value"]
+            (refused "dump" (str own "_?") "--where" "nope=1")))
+     (let [{:keys [exit out err]} (bpfmap "get" (str own "_?") "1")]
+       (is (= [1 ""] [exit out]))
+       (is (= [(str "bpfmap: 2 maps have a name like \"" own "_?\": this command takes one map; "
+                    "use its id or name")
+               2]
+              [(first (str/split-lines err)) (dec (count (str/split-lines err)))]))))))
