@@ -6,6 +6,7 @@
             [bpfmap.display :as display]
             [bpfmap.exec :as exec]
             [bpfmap.exec.arguments :as exec-arguments]
+            [bpfmap.exec.bpftool :as bpftool]
             [bpfmap.exec.commands :as commands]
             [bpfmap.exec.demo :as demo]
             [bpfmap.fixture :as fixture :refer [kernel-test]]
@@ -137,6 +138,18 @@
     (let [text (slurp exploring)]
       (is (< 5000 (count text)))
       (is (= (with-hints text) text)))))
+
+(defn with-bpftool
+  "Returns the page with its table of bpftool's commands generated again."
+  [text]
+  (str/replace text #"(?s)(<!-- bpftool: [^>]*-->\n).*?(<!-- end bpftool -->)"
+               (fn [[_ before after]] (str before (bpftool/markdown) after))))
+
+(deftest bpftool-table-is-generated
+  (testing "the table of bpftool's commands equals the generated one"
+    (let [text (slurp exploring)]
+      (is (str/includes? text "| `map lookup` | `get REF KEY`, also `lookup` |"))
+      (is (= (with-bpftool text) text)))))
 
 (defn- compared
   "Lines of a page, whatever differs from run to run left out."

@@ -3,6 +3,7 @@
   (:require [bpfmap.cli.flags :as flags]
             [bpfmap.error :as error]
             [bpfmap.exec.arguments :as arguments]
+            [bpfmap.exec.bpftool :as bpftool]
             [bpfmap.exec.commands :as commands]
             [bpfmap.exec.options :refer [kind-of options]]
             [bpfmap.exec.output :as output]
@@ -65,18 +66,21 @@
                  (error/list-of (map #(subs % (inc (count name))) (members name))))))
 
 (defn find-command
-  "Returns the row of a command.
+  "Returns the row of a command, or of the command for a word of bpftool.
 
-  Throws a usage error with the nearest names for an unknown command."
-  [name]
-  (check-member name)
-  (or (commands/command-named name)
-      (let [family (first (str/split name #" "))]
-        (unknown nil "command" name (if (commands/families family)
-                                      (members family)
-                                      (concat (remove #(str/includes? % " ")
-                                                      (map :name commands/commands))
-                                              commands/families))))))
+  Throws a usage error with the nearest names, or with what stands for a command of bpftool, for an
+  unknown command. `more` are the words that follow."
+  ([name] (find-command name nil))
+  ([name more]
+   (check-member name)
+   (or (commands/command-named (get bpftool/aliases name name))
+       (some->> (bpftool/pointer (concat (str/split name #" ") more)) (wrong-usage nil))
+       (let [family (first (str/split name #" "))]
+         (unknown nil "command" name (if (commands/families family)
+                                       (members family)
+                                       (concat (remove #(str/includes? % " ")
+                                                       (map :name commands/commands))
+                                               commands/families)))))))
 
 ;; --- the command line
 
@@ -129,7 +133,9 @@
                  " takes "
                  (if (seq args)
                    (str "only " (str/join " " (map #(flags/argument-word command %) args)))
-                   "no arguments")))
+                   "no arguments")
+                 (when (and (some #{:ref} args) (#{"id" "name" "pinned"} (first given)))
+                   (str ", and REF has no " (pr-str (first given)) " before it"))))
   (let [n (dec (count args))]
     (cond-> (zipmap args given)
       (< (count args) (count given)) (assoc several (vec (drop n given))))))
@@ -160,7 +166,7 @@
    [[name words general] (command-words words)
     ;; `prog --help` is a question about all commands that begin with this word.
     asked? (and (:help general) (commands/families name))
-    command (when-not asked? (some-> name find-command))
+    command (when-not asked? (some-> name (find-command words)))
     {:keys [arguments options]} (parsed command words
                                         (into (if command (flags/tool-options command) [])
                                               flags/general-options))
@@ -224,7 +230,8 @@
                     (partition-by :group commands/commands))
             ["" "General options"]
             (option-lines flags/general-options)
-            ["" (:ref ref-texts) exit-text])))
+            ["" (:ref ref-texts) exit-text
+             (str "Words of bpftool work too: " (str/join ", " (keys bpftool/aliases)) ".")])))
 
 (defn- family-help [family]
   (let [rows (map commands/command-named (members family))]
