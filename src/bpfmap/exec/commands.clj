@@ -51,6 +51,7 @@
            "its heading or by its name in --edn: held is any holder, held.command the"
            "command of a holder. The kernel keeps 15 characters of a name: NAME is the"
            "whole name if it is certain, and kernel-name what the kernel has kept of it."
+           "OUTER, the maps of maps that hold a map, is read only if it is named."
            "Requires CAP_SYS_ADMIN."]
     :examples [{}
                {:name "flow_*" :held-by "agent"}
@@ -81,7 +82,7 @@
     :fn 'bpfmap.exec.reading/types :view 'bpfmap.exec.views/types}
    {:name "dump" :group "Read a map" :args [:ref] :several :ref
     :options (-> [:where :sort :limit :count :held-by]
-                 (into shown) (into [:keys :cpus :stream]) (into typed))
+                 (into shown) (into [:keys :inner :outer-type :cpus :stream]) (into typed))
     :docs {:count "Print only the number of matching entries"}
     :rows true
     :doc "Dump the entries of maps"
@@ -99,11 +100,13 @@
            "port-be, s, size, syscall, us, user and usym. Some have a parameter: '[flags"
            "{SYN 1 ACK 2}]', '[enum bpf_map_type]' (an enum of the map or the kernel, or"
            "one of its values), '[usym 4711]' (a pid) or '[usym key.pid]' (the field that"
-           "has it). With several REF, a REF with * or ?, or --held-by, prints each of the"
+           "has it). --inner prints the entries of inner maps, with the key of the outer"
+           "map as OUTER; key and value types are for the inner maps then. With several REF, a REF with * or ?, or --held-by, prints each of the"
            "maps below a heading; the exit code is 1 if one of them cannot be read."]
     :examples [{:ref "flows"}
                {:ref "flows" :where ["bytes>1M"] :sort "-bytes" :limit 10}
                {:ref "flow_*" :where ["bytes>1M"] :count true}
+               {:ref "tenants" :inner true :outer-type [:string 8]}
                {:ref 12 :key-type :u32 :value-type [:string 16]}
                {:ref "flows" :as ["src=ipv4" "flags=[flags {SYN 1 ACK 2}]"]}]
     :fn 'bpfmap.exec.reading/dump :view 'bpfmap.exec.views/entries}

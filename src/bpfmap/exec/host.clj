@@ -4,6 +4,7 @@
             [bpfmap.exec.map-info :as map-info]
             [bpfmap.exec.selection :as selection]
             [bpfmap.impl.host.holders :as holders]
+            [bpfmap.impl.host.outer-maps :as outer-maps]
             [bpfmap.impl.map-types :as map-types]
             [bpfmap.impl.map.lifecycle :as lifecycle]
             [bpfmap.impl.map.whole-names :as whole-names]
@@ -47,7 +48,7 @@
 
   `:skipped` of the metadata has the maps that could not be read. With `:columns`, expensive
   fields are read only if they are used. If the options name `:full`, the entries of large maps are
-  counted too. `:name` and `:held-by` select maps, see `bpfmap.exec.selection`. With `:total`,
+  counted too; if they name `:outer`, maps of maps are read. `:name` and `:held-by` select maps, see `bpfmap.exec.selection`. With `:total`,
   returns `{:count n}`.
 
       (list-maps {}) ;=> [{:id 12, :type :hash, :name \"counts\", … :pinned [] :held [{:pid 4711 :command \"agent\"}] :used-by []}]"
@@ -89,6 +90,7 @@
         ;; The holders take as long to read as everything else. Their fdinfo has the memory of the
         ;; maps, which is read afterwards for maps without a holder.
         [held [maps pinned used]] (waiting/beside #(when held? (holders/held-maps own)) read-maps)
+        outer (when (named :outer) (outer-maps/outer-maps))
         row (fn [[{:keys [id] :as info} numbers]]
               (let [{:keys [holders fdinfo]} (get held id)]
                 (map-info/ordered
@@ -97,7 +99,8 @@
                    (and held? memory?) (holders/add-memory id fdinfo)
                    held? (assoc :held (or holders []))
                    pinned (assoc :pinned (get pinned id []))
-                   used (assoc :used-by (get used id []))))))]
+                   used (assoc :used-by (get used id []))
+                   outer (assoc :outer (get outer id []))))))]
     (let [rows (listing/rows plan (into [] (comp (map row) selecting) maps))]
       (if total
         {:count (clojure.core/count rows)}

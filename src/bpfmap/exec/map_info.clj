@@ -4,6 +4,7 @@
             [bpfmap.exec.listing :as listing]
             [bpfmap.impl.events.ring :as ring]
             [bpfmap.impl.host.holders :as holders]
+            [bpfmap.impl.host.outer-maps :as outer-maps]
             [bpfmap.impl.host.pressure :as pressure]
             [bpfmap.impl.map-types :as map-types]
             [bpfmap.impl.map.batch-ops :as batch-ops]
@@ -16,7 +17,7 @@
 
 (def ^:private order
   (listing/order [:id :type :name :kernel-name :key :key-size :value :value-size :max-entries
-                  :entries :full :fill :memlock :frozen :flags :pinned :held :used-by]))
+                  :entries :full :fill :memlock :frozen :flags :pinned :held :used-by :outer]))
 
 (defn ordered
   "Returns a map's information with its keys in the usual order.
@@ -51,6 +52,9 @@
                  ["pinned" {:kind :list :of text}]
                  ["held" {:kind :list :of (fields/row [["pid" number] ["command" text]])}]
                  ["used-by"
+                  {:kind :list
+                   :of (fields/row [["id" number] ["name" text] ["type" {:kind :name}]])}]
+                 ["outer"
                   {:kind :list
                    :of (fields/row [["id" number] ["name" text] ["type" {:kind :name}]])}]
                  ["btf-id" number]
@@ -169,15 +173,17 @@
     info))
 
 (defn named-with-owners
-  "Returns the info of a map with its whole name, and its pins, holders and users.
+  "Returns the info of a map with its whole name, and its pins, holders, users and outer maps.
 
       (named-with-owners {:id 12 :name \"flows\"})
       ;=> [{:id 12 :name \"flows\"} {:pinned [] :held [{:pid 4711 :command \"agent\"}] :used-by []}]"
   [{:keys [id] :as info}]
   (let [held (holders/held-maps)
         programs (holders/programs {:brief true})
-        pinned (pins :map)]
+        pinned (pins :map)
+        outer (get (outer-maps/outer-maps) id)]
     [(with-whole-name info (whole-names/namer (delay programs) (delay pinned)))
-     {:pinned (get pinned id [])
-      :held (get-in held [id :holders] [])
-      :used-by (get (users programs) id [])}]))
+     (cond-> {:pinned (get pinned id [])
+              :held (get-in held [id :holders] [])
+              :used-by (get (users programs) id [])}
+       outer (assoc :outer outer))]))

@@ -49,6 +49,8 @@
    :columns {:takes "NAMES" :kind :columns :doc "Columns to print, separated by commas"}
    :held-by {:takes "PROCESS" :kind :text
              :doc "Only maps that a process, by its pid or command, has open"}
+   :inner {:kind :flag :doc "Print the entries of the inner maps of a map of maps"}
+   :outer-type {:takes "TYPE" :kind :type :doc "Type of the keys of the outer map, for --inner"}
    :total {:kind :flag :doc "Print only the number of maps"}
    :count {:kind :flag :doc "Count the entries of large maps too"}
    :as {:takes "FIELD=HINT" :kind :hint :many true

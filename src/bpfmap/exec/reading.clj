@@ -4,6 +4,7 @@
   They open it read-only."
   (:require [bpfmap.core :as bpf]
             [bpfmap.exec.arguments :as arguments]
+            [bpfmap.exec.column-tree :as column-tree]
             [bpfmap.exec.fields :as fields]
             [bpfmap.exec.input :as input]
             [bpfmap.exec.map-info :as map-info]
@@ -13,7 +14,7 @@
             [bpfmap.impl.map-types :as map-types]
             [bpfmap.impl.type.c :as c]
             [bpfmap.type :as type])
-  (:import (clojure.lang IReduceInit)))
+  (:import (clojure.lang ExceptionInfo IReduceInit)))
 
 (set! *warn-on-reflection* true)
 
@@ -156,7 +157,76 @@
   With `:keys`, these are only the keys."
   [{:keys [keys]} shower]
   (comp (shown/showing shower)
-        (map (if keys #(select-keys % [:key]) identity))))
+        (map (if keys #(select-keys % [:outer :key]) identity))))
+
+;; --- inner maps
+
+(defn- open-inner
+  "Opens an inner map with the types of the options; nil if it no longer exists."
+  ^java.io.Closeable [options {{:keys [map-id]} :value}]
+  (try
+    (input/open (assoc options :ref {:id map-id}) :read-only)
+    (catch ExceptionInfo e
+      (when-not (= :not-found (:bpfmap/error (ex-data e)))
+        (throw e)))))
+
+(defn- inner-rows
+  "Returns the entries of an inner map, as rows with the key of the outer map as `:outer`."
+  [options {:keys [key] :as entry}]
+  (when-let [inner (open-inner options entry)]
+    (with-open [inner inner]
+      (into [] (map #(array-map :outer key :key (:key %) :value (:value %)))
+            (entries inner options)))))
+
+(defn- check-outer
+  "Throws `:usage` if a map is not a map of maps."
+  [m]
+  (when-not (:inner (input/row-of m))
+    (throw (arguments/refused "dump" :inner true "requires a map of maps"
+             (let [{:keys [id type]} (bpf/info m)]
+               (str "map " id " is of type " (name type)))))))
+
+(defn- with-inner
+  "Calls f as [[with-rows]] does, with the entries of the inner maps of a map."
+  [{:keys [outer-type] :as options} f]
+  (with-open [m (input/open (-> options (dissoc :value-type) (assoc :key-type outer-type))
+                            :read-only)]
+    (check-outer m)
+    (let [outer (into [] (map (fn [[k v]] {:key k :value v})) m)
+          about-inner (fn [inner]
+                        (check-dumpable inner options)
+                        (let [shower (shown/shower options (bpf/spec inner) inner)]
+                          [(with-fields inner options) (about inner options shower) shower]))
+          [inner-options about shower]
+          (or (some #(when-let [inner (open-inner options %)]
+                       (with-open [inner inner] (about-inner inner)))
+                    outer)
+              (let [spec (or (:inner-map (bpf/spec m)) {:type :hash})]
+                [(assoc options :fields (fields/of-entries spec (:cpus options)))
+                 {:type (:type spec) :spec spec} nil]))
+          outer-spec (bpf/spec m)]
+      (f (eduction (mapcat #(inner-rows options %)) outer)
+         (update-in inner-options [:fields :fields]
+                    #(into [["outer" (fields/of-side outer-spec :key)]] %))
+         (assoc about
+                :map (select-keys (bpf/info m) [:id :name :type])
+                :outer (:key (column-tree/of-entries outer-spec nil)))
+         shower))))
+
+(defn- with-rows
+  "Opens the map of the options and calls `(f rows options about shower)`.
+
+  `rows` are entries to reduce, the options have their `:fields`; see [[about]]."
+  [{:keys [inner] :as options} f]
+  (if inner
+    (with-inner options f)
+    (with-open [m (input/open options :read-only)]
+      (check-dumpable m options)
+      (let [shower (shown/shower options (bpf/spec m) m)]
+        (f (entries m options)
+           (with-fields m options)
+           (assoc (about m options shower) :map (select-keys (bpf/info m) [:id :name :type]))
+           shower)))))
 
 (defn- stream-of
   "Returns a reducible that calls `(f told step init)`.
@@ -172,25 +242,25 @@
 (defn- count-one
   "Returns the number of entries of a map that the options select, and the map."
   [options]
-  (with-open [m (input/open options :read-only)]
-    (check-dumpable m options)
-    (array-map :map (select-keys (bpf/info m) [:id :name :type])
-               :count (transduce (comp (query/selecting (with-fields m options)) (map (constantly 1)))
-                                 + 0 (entries m options)))))
+  (with-rows options
+    (fn [rows options {:keys [map]} _]
+      (array-map :map map
+                 :count (transduce (comp (query/selecting options) (clojure.core/map (constantly 1)))
+                                   + 0 rows)))))
 
 (defn- dump-one
   "Returns the entries of a map."
   [options]
-  (with-open [m (input/open options :read-only)]
-    (check-dumpable m options)
-    (let [shower (shown/shower options (bpf/spec m) m)]
-      (with-meta (into [] (requested options shower)
-                       (query/rows (with-fields m options) (entries m options)))
-        (about m options shower)))))
+  (with-rows options
+    (fn [rows options about shower]
+      (with-meta (into [] (requested options shower) (query/rows options rows))
+        about))))
 
 (defn- check-options
   "Throws `:usage` for options of `dump` that exclude each other."
-  [{:keys [stream sort count] :as options}]
+  [{:keys [stream sort count inner outer-type] :as options}]
+  (when (and outer-type (not inner))
+    (throw (arguments/refused "dump" :outer-type outer-type ["requires " :inner])))
   (when (and stream sort)
     (throw (arguments/refused "dump" :stream true ["cannot be combined with " :sort])))
   (when (and stream count)
@@ -204,7 +274,8 @@
   With `:stream`, returns a reducible, which opens the map for each reduction. The metadata has
   the map's `:type` and `:spec`, and the reason why entries are bytes under `:untyped`. With
   `:count`, returns `{:map :count}`. If the options select any number of maps, returns a vector of
-  `{:map :entries}`, or of `{:map :count}`; see `input/several?`.
+  `{:map :entries}`, or of `{:map :count}`; see `input/several?`. With `:inner`, the entries of
+  the inner maps of a map of maps have its key as `:outer`.
 
       (dump {:ref {:name \"counts\"} :key-type :u32 :value-type :u64}) ;=> [{:key 7, :value 42}]
       (dump {:ref {:glob \"counts*\"} :count true}) ;=> [{:map {:id 12, …}, :count 1}]"
@@ -214,12 +285,11 @@
     stream
     (stream-of
      (fn [told f init]
-       (with-open [m (input/open options :read-only)]
-         (check-dumpable m options)
-         (let [shower (shown/shower options (bpf/spec m) m)]
-           (reset! told (about m options shower))
-           (transduce (comp (query/selecting (with-fields m options)) (requested options shower))
-                      (completing f) init (entries m options))))))
+       (with-rows options
+         (fn [rows options about shower]
+           (reset! told about)
+           (transduce (comp (query/selecting options) (requested options shower))
+                      (completing f) init rows)))))
 
     (input/several? options)
     (input/for-each options

@@ -413,6 +413,8 @@
     :least 14 :cut-at :middle}
    {:key :used-by :title "USED BY" :of #(some-of user-text (:used-by %)) :csv :used-by
     :least 14 :cut-at :middle :rank 2}
+   {:key :outer :title "OUTER" :of #(some-of user-text (:outer %)) :csv :outer
+    :least 14 :cut-at :middle}
    {:key :pinned :title "PINNED" :of #(some-of identity (:pinned %)) :csv :pinned
     :least 12 :cut-at :left :rank 1}
    {:key :flags :title "FLAGS" :of (comp flag-text :flags) :csv :flags :least 8 :rank 3}])
@@ -444,13 +446,13 @@
   "Renders the rows of `list` as a table, or their number.
 
   FROZEN is a column only if a map is frozen, FILL only if a map is a ring, FULL only if a map can
-  be full and was counted. CSV always has all columns."
+  be full and was counted, OUTER only if the options name it. CSV always has all columns."
   [maps {:keys [total] :as options}]
   (if total
     (count-lines maps)
     (listed maps options
             {:command "list" :fields map-info/list-fields :table map-columns
-             :used (fn [k] (or (not (#{:frozen :fill :full} k)) (some k maps)))
+             :used (fn [k] (or (not (#{:frozen :fill :full :outer} k)) (some k maps)))
              :none "no maps" :place "map"})))
 
 ;; --- programs and links
@@ -594,6 +596,7 @@
     :frozen ["frozen" (if x "yes" "no")]
     :held ["held" ((all-of holder-text) x)]
     :used-by ["used-by" ((all-of user-text) x)]
+    :outer ["outer" ((all-of user-text) x)]
     :maps [field ((all-of user-text) x)]
     :links ["attached-to" ((all-of link-text) x)]
     :program [field (user-text x)]
@@ -701,14 +704,17 @@
 (defn- trees-of
   "Returns the trees of keys and values, or nil.
 
-  The metadata has `:spec` and `:cpus`."
-  [{:keys [spec cpus collapsed]}]
-  (when spec (column-tree/with-collapsed (column-tree/of-entries spec cpus) collapsed)))
+  The metadata has `:spec` and `:cpus`, and the tree of the keys of an `:outer` map."
+  [{:keys [spec cpus collapsed outer]}]
+  (when spec
+    (cond-> (column-tree/with-collapsed (column-tree/of-entries spec cpus) collapsed)
+      outer (assoc :outer outer))))
 
 (defn- entry-table
   "Renders the entries of a map as a table."
-  [entries {:keys [keys]}]
-  (let [sides (if keys [:key] [:key :value])
+  [entries {:keys [keys inner]}]
+  (let [sides (cond-> (if keys [:key] [:key :value])
+                inner (->> (cons :outer) vec))
         {:keys [type untyped] :as about} (meta entries)]
     (if (vector? entries)
       {:columns (cond-> (output/columns sides entries (trees-of about))
@@ -728,7 +734,7 @@
   "Renders the entries of several maps as tables, each below a heading.
 
   In CSV, keys and values are one column each, since maps have different fields."
-  [maps {:keys [keys] :as options}]
+  [maps {:keys [keys inner] :as options}]
   (let [read (remove :error maps)]
     (assoc (failures maps)
            :sections (for [{m :map entries :entries} read
@@ -737,7 +743,10 @@
                         :columns columns :rows rows})
            :rows (for [{{:keys [id name]} :map entries :entries} read, entry entries]
                    (assoc entry :id id :name name))
-           :csv-columns (for [k (cond-> [:id :name :key] (not keys) (conj :value))]
+           :csv-columns (for [k (-> [:id :name]
+                                    (cond-> inner (conj :outer))
+                                    (conj :key)
+                                    (cond-> (not keys) (conj :value)))]
                           {:title (name k) :of k}))))
 
 (defn- counts

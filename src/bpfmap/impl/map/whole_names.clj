@@ -79,9 +79,9 @@
   (every? #(= (get info % 0) (or (get definition %) 0)) ks))
 
 (def ^:private own-types
-  "The parts of a definition that tell variables of the map's own BTF apart, in two attempts.
+  "The parts of a definition that tell variables of a map's own BTF apart.
 
-  Loaders often change the sizes of a map before loading it, and seldom its types."
+  In two attempts: loaders often change the sizes of a map before loading it, and seldom its types."
   [[:type :key :value] [:type :key :value :max-entries :flags]])
 
 (def ^:private other-types
@@ -89,7 +89,7 @@
   [[:type] [:type :max-entries :flags]])
 
 (defn- variable-names
-  "Returns the names of the variables of `.maps` that may belong to a map, as a set.
+  "Returns the set of the names of variables of `.maps` that may be a map.
 
   One name if it can be determined."
   [b {:keys [name] :as info} attempts]
@@ -164,9 +164,9 @@
     (catch ExceptionInfo _ nil)))
 
 (defn names-in-btf
-  "Returns a function from the info of a map to its whole names in BTF, as a set or nil.
+  "Returns a function from the info of a map to the set of its names in BTF.
 
-  `programs` is a delay of the infos of all programs. Each BTF object is read once.
+  The result is nil if there are none. `programs` is a delay of the infos of all programs. Each BTF object is read once.
 
       ((names-in-btf (delay (holders/programs))) info) ;=> #{\"flows_by_source_port\"}"
   [programs]
@@ -187,7 +187,7 @@
 (def ^:private reading-time "Milliseconds for reading the BTF of all maps of a host." 1000)
 
 (defn- long-file-names
-  "Returns the file names of pins from which the kernel makes a map's name, as a set."
+  "Returns the set of file names of pins that the kernel shortens to a map's name."
   [pins {:keys [id name]}]
   (into #{}
         (comp (map paths/file-name)
