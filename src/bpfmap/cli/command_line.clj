@@ -45,7 +45,7 @@
         (cond
           (some positional? missing)
           (wrong-usage row command " requires "
-                       (str/join " " (map #(flags/argument-word row %) args)))
+                       (str/join " " (map #(:takes (options %)) missing)))
 
           missing (wrong-usage row command " requires "
                                (str/join " or " (map flags/option-text missing)))
@@ -231,7 +231,7 @@
             ["" "General options"]
             (option-lines flags/general-options)
             ["" (:ref ref-texts) exit-text
-             (str "Words of bpftool work too: " (str/join ", " (keys bpftool/aliases)) ".")])))
+             "Words of bpftool work too:" (str (error/list-of (keys bpftool/aliases) "and") ".")])))
 
 (defn- family-help [family]
   (let [rows (map commands/command-named (members family))]

@@ -18,6 +18,7 @@
             [bpfmap.exec.query :as query]
             [bpfmap.exec.saved-file :as saved-file]
             [bpfmap.exec.tail :as tail]
+            [bpfmap.exec.top :as top]
             [bpfmap.impl.display.hints :as hints]
             [bpfmap.impl.map-types :as map-types]
             [clojure.java.io :as io]
@@ -36,6 +37,7 @@
   {"list" map-info/list-fields
    "features" features/row-fields
    "prog list" program-info/program-fields
+   "top" top/top-fields
    "prog top" programs/top-fields
    "link list" program-info/link-fields})
 

@@ -1,5 +1,5 @@
 (ns ^:no-doc bpfmap.cli.live-commands
-  "Runs the commands that continue until they are stopped: `watch`, `prog top`, `tail` and
+  "Runs the commands that continue until they are stopped: `watch`, `top`, `prog top`, `tail` and
   `demo`."
   (:require [bpfmap.cli.interactive :as interactive]
             [bpfmap.cli.terminal :as terminal]
@@ -7,7 +7,9 @@
             [bpfmap.exec.demo :as demo]
             [bpfmap.exec.output :as output]
             [bpfmap.exec.programs :as programs]
+            [bpfmap.exec.query :as query]
             [bpfmap.exec.tail :as exec.tail]
+            [bpfmap.exec.top :as exec.top]
             [bpfmap.exec.views :as views]
             [bpfmap.exec.watch :as exec.watch]
             [bpfmap.impl.waiting :as waiting]
@@ -136,6 +138,69 @@
      :notes (when gone? [(status-text @last-frame options)])
      :exit (if gone? 1 (interactive/exit-code signal))}))
 
+;; --- tables of programs and maps
+
+(defn- clock-text [{:keys [interval]}]
+  (str (.format (LocalTime/now) (DateTimeFormatter/ofPattern "HH:mm:ss")) ", every "
+       (seconds-text interval) " s"))
+
+(defn- top-lines
+  "Returns a function from a frame and a screen size to lines.
+
+  Rows for which `lively` is true are bold."
+  [{:keys [titles columns lively order] :or {order identity}}]
+  (let [seen (volatile! {})]
+    (fn [frame {:keys [width height]}]
+      (let [heading (titles frame)
+            shown (take (max 0 (- (long height) (count heading) 1)) (order (:rows frame)))
+            {:keys [lines widths]} (output/fitted (steady columns @seen) shown
+                                                  (dec (long width)))]
+        (vswap! seen #(merge-with max % widths))
+        (concat heading
+                (take 1 lines)
+                (map (fn [row line] (if (lively row) {:style :bold :text line} line))
+                     shown (rest lines)))))))
+
+(defn- print-top
+  "Prints a frame without a terminal."
+  [frame {:keys [titles columns printed]}]
+  (run! println (butlast (titles frame)))
+  (run! println (output/table columns (filter printed (:rows frame))))
+  (println)
+  (flush))
+
+(defn- run-top
+  "Shows frames until they end, or until a signal.
+
+  `(frames stop)` returns the frames, `on-key` is as for `interactive/run`."
+  [frames {:keys [format]} {:keys [on-key] :as table}]
+  (let [drawn? (and (nil? format) (interactive/terminal?))
+        lines-of (top-lines table)
+        redraw (volatile! nil)
+        {:keys [signal result height]}
+        (interactive/run (fn [stop show]
+                           (let [frames (frames stop)]
+                             (cond
+                               drawn? (reduce (fn [_ frame]
+                                                (vreset! redraw #(show frame))
+                                                (show frame)
+                                                frame)
+                                              nil frames)
+                               format (output/print-records format frames)
+                               :else (run! #(print-top % table) frames))))
+                         lines-of
+                         drawn?
+                         (when on-key
+                           (fn [character stop]
+                             (on-key character stop)
+                             (some-> @redraw (apply [])))))]
+    {:as-text true
+     ;; The last screen stays visible above the prompt.
+     :lines (when (and drawn? result height)
+              (map #(:text % %)
+                   (lines-of result {:width (or (terminal/width) 80) :height (- (long height) 1)})))
+     :exit (interactive/exit-code signal)}))
+
 ;; --- prog top
 
 (defn- ran?
@@ -143,7 +208,7 @@
   [{:keys [average-ns]}]
   (some? average-ns))
 
-(def ^:private top-columns
+(def ^:private program-columns
   "The columns of `prog top`.
 
   Those of a program that did not run are empty."
@@ -157,59 +222,70 @@
    {:title "TIME" :of #(when (pos? (long (:runs %))) (views/nanoseconds-text (:time-ns %)))
     :align :right :rank 1}])
 
-(defn- top-titles [{:keys [programs elapsed rows]} {:keys [interval]}]
-  [(str (output/plural programs "program" "programs") ", "
-        (count (filter ran? rows)) " ran")
-   (str (.format (LocalTime/now) (DateTimeFormatter/ofPattern "HH:mm:ss")) ", every "
-        (seconds-text interval) " s, measuring for " (output/format-1dp elapsed)
+(defn- program-titles [{:keys [programs elapsed rows]} options]
+  [(str (output/plural programs "program" "programs") ", " (count (filter ran? rows)) " ran")
+   (str (clock-text options) ", measuring for " (output/format-1dp elapsed)
         " s; stop with Ctrl-C")
    ""])
 
-(defn- top-lines
-  "Returns a function from a frame and a screen size to lines.
-
-  Programs that ran are bold."
-  [options]
-  (let [seen (volatile! {})]
-    (fn [{:keys [rows] :as frame} {:keys [width height]}]
-      (let [heading (top-titles frame options)
-            shown (take (max 0 (- (long height) (count heading) 1)) rows)
-            {:keys [lines widths]} (output/fitted (steady top-columns @seen) shown
-                                                  (dec (long width)))]
-        (vswap! seen #(merge-with max % widths))
-        (concat heading
-                (take 1 lines)
-                (map (fn [row line] (if (ran? row) {:style :bold :text line} line))
-                     shown (rest lines)))))))
-
-(defn- print-top
-  "Prints a frame without a terminal: the programs that ran."
-  [frame options]
-  (run! println (butlast (top-titles frame options)))
-  (run! println (output/table top-columns (filter ran? (:rows frame))))
-  (println)
-  (flush))
-
 (defn prog-top
   "Shows the run times of programs until `:seconds` or Ctrl-C."
-  [options {:keys [format]}]
-  (let [drawn? (and (nil? format) (interactive/terminal?))
-        lines-of (top-lines options)
-        {:keys [signal result height]}
-        (interactive/run (fn [stop show]
-                           (let [frames (programs/top options stop)]
-                             (cond
-                               drawn? (reduce (fn [_ frame] (show frame) frame) nil frames)
-                               format (output/print-records format frames)
-                               :else (run! #(print-top % options) frames))))
-                         lines-of
-                         drawn?)]
-    {:as-text true
-     ;; The last screen stays visible above the prompt.
-     :lines (when (and drawn? result height)
-              (map #(:text % %)
-                   (lines-of result {:width (or (terminal/width) 80) :height (- (long height) 1)})))
-     :exit (interactive/exit-code signal)}))
+  [options request]
+  (run-top #(programs/top options %) request
+           {:titles #(program-titles % options) :columns program-columns
+            :lively ran? :printed ran?}))
+
+;; --- top
+
+(def ^:private map-columns
+  "The columns of `top`."
+  [{:title "ID" :of :id}
+   {:title "TYPE" :of :type :least 11 :rank 3}
+   {:title "NAME" :of :name :least 15}
+   {:title "ENTRIES" :of :entries :align :right}
+   {:title "MAX" :of :max-entries :align :right :rank 1}
+   {:title "FULL" :of views/full-text :align :right}
+   {:title "ENTRIES/S" :of (comp views/rate-text :entries-per-second) :align :right}
+   {:title "CHANGES/S" :of (comp views/rate-text :changes-per-second) :align :right}
+   {:title "HELD BY" :of views/holders-text :least 14 :cut-at :middle :rank 2}])
+
+(defn- changes? [{:keys [entries-per-second changes-per-second]}]
+  (not (and (zero? (double (or entries-per-second 0.0)))
+            (zero? (double (or changes-per-second 0.0))))))
+
+(def ^:private orders
+  "The keys that sort the table of `top`, with the column and its name."
+  {\c ["-changes-per-second" "CHANGES/S"]
+   \e ["-entries-per-second" "ENTRIES/S"]
+   \f ["-full" "FULL"]
+   \n ["name" "NAME"]
+   \i ["id" "ID"]})
+
+(defn- map-titles [{:keys [maps rows]} options chosen live?]
+  [(str (output/plural maps "map" "maps") ", " (count (filter changes? rows)) " changed"
+        (when chosen (str ", sorted by " (second (orders chosen)))))
+   (str (clock-text options)
+        (when live? "; keys: c, e, f, n and i sort, q ends"))
+   ""])
+
+(defn top
+  "Shows the maps of the host until `:seconds`, `:rounds` or Ctrl-C."
+  [{:keys [limit] :as options} {:keys [format] :as request}]
+  (let [live? (and (nil? format) (interactive/terminal?))
+        chosen (atom nil)
+        order (fn [rows]
+                (cond->> (if-let [[column] (orders @chosen)]
+                           (exec.top/ordered (query/column column) rows)
+                           rows)
+                  limit (take limit)))]
+    ;; On a terminal, another order may need rows beyond the limit.
+    (run-top #(exec.top/top (cond-> options live? (dissoc :limit)) %) request
+             {:titles #(map-titles % options @chosen live?) :columns map-columns
+              :lively changes? :printed any? :order order
+              :on-key (fn [character stop]
+                        (cond
+                          (orders character) (reset! chosen character)
+                          (= \q character) (deliver stop :quit)))})))
 
 ;; --- tail
 

@@ -51,6 +51,7 @@
   The arguments are options and the request. The result is a view."
   {"watch" 'bpfmap.cli.live-commands/watch
    "run" 'bpfmap.cli.run-object/run
+   "top" 'bpfmap.cli.live-commands/top
    "prog top" 'bpfmap.cli.live-commands/prog-top
    "tail" 'bpfmap.cli.live-commands/tail
    "export" 'bpfmap.cli.export/export

@@ -55,7 +55,7 @@
    {:bpftool ["cgroup" "net" "perf"] :here "link list"
     :note "for programs attached by links; for others use bpftool"}
    {:bpftool ["feature"] :here "features"}
-   {:bpftool ["struct_ops"] :here "list --where type=struct-ops"}
+   {:bpftool ["struct_ops"] :here "list --where 'type=struct-ops'"}
    {:bpftool ["iter"] :note "use bpfmap.link, whose targets have :iter"}
    {:bpftool ["gen"] :note "use bpfmap.object, which needs no generated code"}
    {:bpftool ["batch"] :note "use a script with the functions of bpfmap.exec"}])
@@ -76,7 +76,8 @@
 
   The words may lack `map`, as in `bpfmap getnext`.
 
-      (pointer [\"map\" \"lookup\" \"id\" \"12\"]) ;=> \"bpftool's map lookup is bpfmap get REF KEY\""
+      (pointer [\"map\" \"lookup\" \"id\" \"12\"])
+      ;=> \"bpftool's map lookup is bpfmap get REF KEY\""
   [words]
   (let [found (fn [words]
                 (some (fn [{:keys [bpftool] :as row}]

@@ -39,7 +39,7 @@
   [;; --- the host
    {:name "list" :group "Inspect the host"
     :options [:name :held-by :where :sort :limit :columns :count :total :stream] :rows true
-    :docs {:name "Only maps with this name; * and ? stand for any characters"}
+    :docs {:name "Name of the maps; * and ? stand for any characters"}
     :doc "List the BPF maps on this host and their owners"
     :text ["ENTRIES is counted for small maps; --count counts it for all maps. FULL is the"
            "percentage of MAX in use, with lru for maps that evict entries. If --where,"
@@ -101,8 +101,9 @@
            "{SYN 1 ACK 2}]', '[enum bpf_map_type]' (an enum of the map or the kernel, or"
            "one of its values), '[usym 4711]' (a pid) or '[usym key.pid]' (the field that"
            "has it). --inner prints the entries of inner maps, with the key of the outer"
-           "map as OUTER; key and value types are for the inner maps then. With several REF, a REF with * or ?, or --held-by, prints each of the"
-           "maps below a heading; the exit code is 1 if one of them cannot be read."]
+           "map as OUTER; key and value types are for the inner maps then."
+           "With several REF, a REF with * or ?, or --held-by, prints each of the maps"
+           "below a heading; the exit code is 1 if one of them cannot be read."]
     :examples [{:ref "flows"}
                {:ref "flows" :where ["bytes>1M"] :sort "-bytes" :limit 10}
                {:ref "flow_*" :where ["bytes>1M"] :count true}
@@ -153,6 +154,19 @@
     :examples [{:ref "flows"} {:ref "flows" :interval 0.5 :sort "-per-second.bytes" :limit 10}
                {:ref "/sys/fs/bpf/flows" :follow true}]
     :fn 'bpfmap.exec.watch/watch :run true}
+   {:name "top" :group "Observe changes" :defaults {:interval 1.0} :reduces true
+    :options [:interval :seconds :rounds :once :name :held-by :where :sort :limit]
+    :docs {:seconds "Duration in seconds (default: until Ctrl-C)"
+           :name "Name of the maps; * and ? stand for any characters"}
+    :doc "Watch how full maps are and how fast they change"
+    :text ["CHANGES/S is the number of entries that were added, removed or have another"
+           "value, each counted once for an interval. It is measured for maps up to 64"
+           "KiB. ENTRIES/S is the growth of the number of entries. Sorts by change, fastest"
+           "first, and then by FULL. The keys c, e, f, n and i sort by CHANGES/S,"
+           "ENTRIES/S, FULL, NAME and ID, and q or Ctrl-C ends it. If the output is not a"
+           "terminal, prints all maps at every interval. Requires CAP_SYS_ADMIN."]
+    :examples [{} {:held-by "agent" :interval 5} {:once true :sort "-full" :limit 10}]
+    :fn 'bpfmap.exec.top/top :run true}
    {:name "tail" :group "Observe changes" :args [:ref] :reduces true :rows true
     :options (-> [:value-type :where :limit] (into shown) (into [:seconds :from :steal]))
     :kinds {:value-type :event-type}

@@ -48,8 +48,8 @@
 
   `:skipped` of the metadata has the maps that could not be read. With `:columns`, expensive
   fields are read only if they are used. If the options name `:full`, the entries of large maps are
-  counted too; if they name `:outer`, maps of maps are read. `:name` and `:held-by` select maps, see `bpfmap.exec.selection`. With `:total`,
-  returns `{:count n}`.
+  counted too; if they name `:outer`, maps of maps are read. `:name` and `:held-by` select maps, see
+  `bpfmap.exec.selection`. With `:total`, returns `{:count n}`.
 
       (list-maps {}) ;=> [{:id 12, :type :hash, :name \"counts\", … :pinned [] :held [{:pid 4711 :command \"agent\"}] :used-by []}]"
   [{:keys [count name held-by total] :as options}]
@@ -75,7 +75,7 @@
                     (map-info/with-entries info (count-entries scanner info) wanted)
                     (and (wanted :fill) (map-info/ring? info))
                     (assoc :fill (map-info/fill info))))
-        pins (delay (map-info/pins :map))
+        pins (delay (holders/pins-by-id :map))
         programs (delay (holders/programs {:brief true}))
         named-in (if (or (wanted :name) (wanted :kernel-name))
                    (whole-names/namer programs pins)
@@ -94,7 +94,7 @@
         row (fn [[{:keys [id] :as info} numbers]]
               (let [{:keys [holders fdinfo]} (get held id)]
                 (map-info/ordered
-                 (map-info/with-whole-name info named-in)
+                 (whole-names/with-whole-name info named-in)
                  (cond-> numbers
                    (and held? memory?) (holders/add-memory id fdinfo)
                    held? (assoc :held (or holders []))

@@ -151,38 +151,19 @@
              (reduce (fn [all id] (add all id user)) all map-ids)))
          programs))
 
-(defn pins
-  "Returns the paths of the pins of each object of a kind, by id.
-
-      (get (pins :map) 12) ;=> [\"/sys/fs/bpf/counts\"]"
-  [wanted]
-  (by-id (fn [add all {:keys [kind id path]}] (if (= wanted kind) (add all id path) all))
-         (holders/pins)))
-
-(defn with-whole-name
-  "Returns the info of a map with its whole name as `:name`, if the kernel cut it.
-
-  The kernel's name is `:kernel-name` then. `namer` is a function of
-  `bpfmap.impl.map.whole-names/namer`.
-
-      (with-whole-name {:name \"flows_by_source\"} (constantly \"flows_by_source_port\"))
-      ;=> {:name \"flows_by_source_port\", :kernel-name \"flows_by_source\"}"
-  [{:keys [name] :as info} namer]
-  (if-let [whole (namer info)]
-    (assoc info :name whole :kernel-name name)
-    info))
-
 (defn named-with-owners
-  "Returns the info of a map with its whole name, and its pins, holders, users and outer maps.
+  "Returns the info of a map with its whole name, and its owners.
+
+  These are its pins, holders, users and outer maps.
 
       (named-with-owners {:id 12 :name \"flows\"})
       ;=> [{:id 12 :name \"flows\"} {:pinned [] :held [{:pid 4711 :command \"agent\"}] :used-by []}]"
   [{:keys [id] :as info}]
   (let [held (holders/held-maps)
         programs (holders/programs {:brief true})
-        pinned (pins :map)
+        pinned (holders/pins-by-id :map)
         outer (get (outer-maps/outer-maps) id)]
-    [(with-whole-name info (whole-names/namer (delay programs) (delay pinned)))
+    [(whole-names/with-whole-name info (whole-names/namer (delay programs) (delay pinned)))
      (cond-> {:pinned (get pinned id [])
               :held (get-in held [id :holders] [])
               :used-by (get (users programs) id [])}

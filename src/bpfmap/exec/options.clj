@@ -48,7 +48,7 @@
    :limit {:takes "N" :kind :whole :doc "Maximum number of rows"}
    :columns {:takes "NAMES" :kind :columns :doc "Columns to print, separated by commas"}
    :held-by {:takes "PROCESS" :kind :text
-             :doc "Only maps that a process, by its pid or command, has open"}
+             :doc "Pid or command of a process that has the map open"}
    :inner {:kind :flag :doc "Print the entries of the inner maps of a map of maps"}
    :outer-type {:takes "TYPE" :kind :type :doc "Type of the keys of the outer map, for --inner"}
    :total {:kind :flag :doc "Print only the number of maps"}
@@ -70,6 +70,9 @@
    :interval {:takes "N" :kind :positive :doc "Seconds between two readings"}
    :old {:takes "OLD" :kind :source :doc "Map, or file of a saved map (NAME.edn)"}
    :new {:takes "NEW" :kind :source :doc "Map or file to compare with (default: OLD, later)"}
+
+   :rounds {:takes "N" :kind :count :doc "Number of readings after which it ends"}
+   :once {:kind :flag :doc "Print one reading, after one interval"}
 
    ;; --- events
    :from {:takes "WHERE" :kind :from

@@ -218,7 +218,7 @@
       (when program-id (get programs program-id {:id program-id})))))
 
 (defn- pins-of [kind]
-  (let [pins (map-info/pins kind)]
+  (let [pins (holders/pins-by-id kind)]
     (fn [{:keys [id]}] (get pins id []))))
 
 (defn- holders-of [kind]

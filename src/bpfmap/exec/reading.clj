@@ -171,7 +171,9 @@
         (throw e)))))
 
 (defn- inner-rows
-  "Returns the entries of an inner map, as rows with the key of the outer map as `:outer`."
+  "Returns the entries of an inner map as rows.
+
+  They have the key of the outer map as `:outer`."
   [options {:keys [key] :as entry}]
   (when-let [inner (open-inner options entry)]
     (with-open [inner inner]
@@ -243,9 +245,9 @@
   "Returns the number of entries of a map that the options select, and the map."
   [options]
   (with-rows options
-    (fn [rows options {:keys [map]} _]
-      (array-map :map map
-                 :count (transduce (comp (query/selecting options) (clojure.core/map (constantly 1)))
+    (fn [rows options about _]
+      (array-map :map (:map about)
+                 :count (transduce (comp (query/selecting options) (map (constantly 1)))
                                    + 0 rows)))))
 
 (defn- dump-one

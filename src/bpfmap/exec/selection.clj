@@ -1,7 +1,6 @@
 (ns ^:no-doc bpfmap.exec.selection
   "Selects maps by patterns of their names, and by the processes that have them open."
   (:require [bpfmap.error :as error]
-            [bpfmap.exec.map-info :as map-info]
             [bpfmap.impl.host.holders :as holders]
             [bpfmap.impl.map.whole-names :as whole-names]
             [clojure.string :as str])
@@ -12,7 +11,7 @@
 ;; --- patterns
 
 (defn- regex
-  "Returns the regular expression of a text in which `*` and `?` stand for characters."
+  "Returns the regular expression of a pattern with `*` and `?`."
   ^Pattern [text]
   (re-pattern (str/join (map #(case % "*" ".*" "?" "." (Pattern/quote %))
                              (re-seq #"[*?]|[^*?]+" text)))))
@@ -24,7 +23,9 @@
     (fn [x] (boolean (and x (re-matches pattern x))))))
 
 (defn named
-  "Returns a predicate for maps whose name, whole or as the kernel keeps it, matches a pattern.
+  "Returns a predicate for maps whose name matches a pattern.
+
+  The whole name, or the name that the kernel keeps.
 
       ((named \"flow_*\") {:name \"flow_errors\"}) ;=> true"
   [pattern]
@@ -35,7 +36,9 @@
 (def ^:private ^:const longest-command "Characters of a command's name that the kernel keeps." 15)
 
 (defn held-by
-  "Returns a predicate for processes with a pid, or with a command that matches a pattern.
+  "Returns a predicate for processes with a pid or a command.
+
+  The command can be a pattern.
 
       ((held-by \"agent\") {:pid 4711 :command \"agent\"}) ;=> true"
   [text]
@@ -54,8 +57,8 @@
   "Returns the infos of the maps of the host, with whole names."
   []
   (let [namer (whole-names/namer (delay (holders/programs {:brief true}))
-                                 (delay (map-info/pins :map)))]
-    (mapv #(map-info/with-whole-name % namer) (holders/maps {:brief true}))))
+                                 (delay (holders/pins-by-id :map)))]
+    (mapv #(whole-names/with-whole-name % namer) (holders/maps {:brief true}))))
 
 (defn matching
   "Returns the maps among `maps` whose names match a pattern.
@@ -74,7 +77,7 @@
   (let [found (matching pattern (host-maps))]
     (if (next found)
       (let [held (holders/held-maps)
-            pinned (map-info/pins :map)]
+            pinned (holders/pins-by-id :map)]
         (throw (error/error :ambiguous
                             (str (count found) " maps have a name like " (pr-str pattern))
                             {:bpfmap/op :open
@@ -86,7 +89,9 @@
       (:id (first found)))))
 
 (defn held-ids
-  "Returns the ids of the maps that a process has open, given by its pid or command, as a set."
+  "Returns the set of the ids of maps that a process has open.
+
+  The process is given as for [[held-by]]."
   [text]
   (let [holder? (held-by text)]
     (into #{}

@@ -365,6 +365,13 @@
   [{:keys [command pid]}]
   (str command "[" pid "]"))
 
+(defn holders-text
+  "Returns the processes that hold a row's map as the text of one cell.
+
+      (holders-text {:held [{:pid 4711 :command \"agent\"}]}) ;=> \"agent[4711]\""
+  [{:keys [held]}]
+  (some-of holder-text held))
+
 (defn user-text
   "Returns a program, or a map that a program uses, as text.
 
@@ -382,7 +389,7 @@
   (for [{:keys [error message] :as skipped} (:skipped (meta found)) :when (not= :not-found error)]
     (str (place skipped) " is omitted: " message)))
 
-(defn- full-text
+(defn full-text
   "Returns how full a map is as text.
 
   An LRU map is marked: it evicts entries before it is full, so that it stays nearly full.
@@ -409,7 +416,7 @@
    {:key :frozen :title "FROZEN" :of #(when (some? (:frozen %)) (if (:frozen %) "yes" "no"))
     :csv :frozen :rank 5}
    {:key :fill :title "FILL" :of #(some-> (:fill %) output/human-size) :csv :fill :align :right}
-   {:key :held :title "HELD BY" :of #(some-of holder-text (:held %)) :csv :held
+   {:key :held :title "HELD BY" :of holders-text :csv :held
     :least 14 :cut-at :middle}
    {:key :used-by :title "USED BY" :of #(some-of user-text (:used-by %)) :csv :used-by
     :least 14 :cut-at :middle :rank 2}
@@ -494,7 +501,7 @@
     :least 14 :cut-at :middle :rank 2}
    {:key :links :title "ATTACHED TO" :of #(some-of link-text (:links %)) :csv :links
     :least 14 :cut-at :middle}
-   {:key :held :title "HELD BY" :of #(some-of holder-text (:held %)) :csv :held
+   {:key :held :title "HELD BY" :of holders-text :csv :held
     :least 14 :cut-at :middle}
    {:key :pinned :title "PINNED" :of #(some-of identity (:pinned %)) :csv :pinned
     :least 12 :cut-at :left :rank 1}])
@@ -516,7 +523,7 @@
    {:key :attached-to :title "ATTACHED TO" :of :attached-to :least 16 :cut-at :middle}
    {:key :program :title "PROGRAM" :of #(some-> (:program %) user-text) :csv :program
     :least 14 :cut-at :middle}
-   {:key :held :title "HELD BY" :of #(some-of holder-text (:held %)) :csv :held
+   {:key :held :title "HELD BY" :of holders-text :csv :held
     :least 14 :cut-at :middle}
    {:key :pinned :title "PINNED" :of #(some-of identity (:pinned %)) :csv :pinned
     :least 12 :cut-at :left :rank 1}])

@@ -47,8 +47,8 @@
     {:name pod.bpfmap.type :of bpfmap.type
      :vars [check problem size align offsets summary]}
     {:name pod.bpfmap.exec :of bpfmap.exec
-     :vars [list show tree features types dump get watch tail diff hist put delete take clear create
-            pin unpin freeze save restore demo
+     :vars [list show tree features types dump get watch top tail diff hist put delete take clear
+            create pin unpin freeze save restore demo
             inspect run prog-list prog-show prog-dump prog-top link-list link-show link-detach]}])
 
 (def left-out
@@ -195,9 +195,9 @@
 (defn- collected
   "Calls a command that returns a reducible; returns all of its elements.
 
-  Throws `:not-supported` without `:seconds`."
+  Throws `:not-supported` without `:seconds` or another option that ends it."
   [sym options]
-  (when-not (and (map? options) (:seconds options))
+  (when-not (and (map? options) (some options [:seconds :rounds :once]))
     (not-here (name sym) (str "exec/" (name sym) " without :seconds")
               (str "set :seconds; exec/" (name sym) " then returns all rows as a vector")))
   (into [] ((ns-resolve 'bpfmap.exec sym) (checked-options (name sym) options))))
@@ -206,10 +206,11 @@
   "The functions of `bpfmap.exec`, with their options checked."
   (into {'watch {:call watch-refused :arglists '([options]) :doc (:doc (meta #'watch-refused))}
          'tail {:call tail-refused :arglists '([options]) :doc (:doc (meta #'tail-refused))}
+         'top {:call (fn [_ options] (collected 'top options))}
          'prog-top {:call (fn [_ options] (collected 'prog-top options))}
          'run {:call (fn [_ options] (collected 'run options))}}
         (for [{:keys [of vars]} namespaces, sym vars
-              :when (and (= 'bpfmap.exec of) (not (#{'watch 'tail 'prog-top 'run} sym)))]
+              :when (and (= 'bpfmap.exec of) (not (#{'watch 'tail 'top 'prog-top 'run} sym)))]
           [sym
            {:call (fn [_ options]
                     ((ns-resolve 'bpfmap.exec sym) (checked-options (name sym) options)))}])))

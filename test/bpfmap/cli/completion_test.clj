@@ -209,7 +209,8 @@
     (are [words found] (= found (apply completed "bash" words))
       ["dump" "--limit" "5" "fl"] #{"flows"}
       ["dump" "flows" "--limit" ""] #{}
-      ["dump" "flows" "c"] #{}
+      ["dump" "flows" "c"] #{"counts"}
+      ["hist" "flows" "c"] #{}
       ["get" "flows" ""] #{}
       ["diff" "flows" "c"] #{"counts"}
       ["save" "flows" "/etc/hostn"] #{"/etc/hostname"}

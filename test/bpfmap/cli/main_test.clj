@@ -481,8 +481,8 @@
       "bpfmap: --edn and --json cannot be combined; see `bpfmap help list`"
       ["show"] "bpfmap: show requires REF; see `bpfmap help show`"
       ["show" "--json"] "bpfmap: show requires REF; see `bpfmap help show`"
-      ["show" "1" "2"]
-      "bpfmap: Unexpected argument \"2\": show takes only REF; see `bpfmap help show`"
+      ["types" "1" "2"]
+      "bpfmap: Unexpected argument \"2\": types takes only REF; see `bpfmap help types`"
       ["list" "1"]
       "bpfmap: Unexpected argument \"1\": list takes no arguments; see `bpfmap help list`"
       ["dump" "1" "--key-type"]

@@ -52,7 +52,7 @@
   (is (= [2 (str "bpfmap: Unexpected argument \"key\": get takes only REF [KEY], and REF has no "
                  "\"id\" before it; see `bpfmap help get`")]
          (refused "lookup" "id" "12" "key" "1")))
-  (is (str/includes? (:out (bpfmap "help")) "Words of bpftool work too: dequeue, enqueue, "))
+  (is (str/includes? (:out (bpfmap "help")) "Words of bpftool work too:\ndequeue, enqueue, "))
   (is (= "get" (:name (command-line/find-command "lookup"))))
   (is (str/starts-with? (:out (bpfmap "help" "lookup")) "Usage: bpfmap get ")))
 

@@ -224,6 +224,15 @@
          (let [mount-point? (set (map :path in-sight))]
            (vec (sort-by :path (mapcat #(pins-below % mount-point? skip) roots)))))))))
 
+(defn pins-by-id
+  "Returns the paths of the pins of each object of a kind, by id.
+
+      (get (pins-by-id :map) 12) ;=> [\"/sys/fs/bpf/counts\"]"
+  [wanted]
+  (reduce (fn [found {:keys [kind id path]}]
+            (if (= wanted kind) (update found id (fnil conj []) path) found))
+          {} (pins)))
+
 ;; --- holders
 
 (defn- invalid [ref op constraint]

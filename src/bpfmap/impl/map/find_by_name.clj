@@ -22,9 +22,7 @@
   "Returns the paths of pins by map id; nil if pins cannot be read."
   []
   (try
-    (reduce (fn [found {:keys [kind id path]}]
-              (if (= :map kind) (update found id (fnil conj []) path) found))
-            {} (holders/pins))
+    (holders/pins-by-id :map)
     (catch ExceptionInfo _ nil)))
 
 (defn- candidates

@@ -166,7 +166,8 @@
 (defn names-in-btf
   "Returns a function from the info of a map to the set of its names in BTF.
 
-  The result is nil if there are none. `programs` is a delay of the infos of all programs. Each BTF object is read once.
+  The result is nil if there are none. `programs` is a delay of the infos of all programs. Each BTF
+  object is read once.
 
       ((names-in-btf (delay (holders/programs))) info) ;=> #{\"flows_by_source_port\"}"
   [programs]
@@ -217,3 +218,15 @@
         (let [named (when (< (long @spent) (* 1000000 (long reading-time))) (timed info))
               whole (if (seq named) (only named) (only (long-file-names (if-readable pins) info)))]
           (when-not (= name whole) whole))))))
+
+(defn with-whole-name
+  "Returns the info of a map with its whole name as `:name`, if the kernel cut it.
+
+  The kernel's name is `:kernel-name` then. See [[namer]].
+
+      (with-whole-name {:name \"flows_by_source\"} (constantly \"flows_by_source_port\"))
+      ;=> {:name \"flows_by_source_port\", :kernel-name \"flows_by_source\"}"
+  [{:keys [name] :as info} namer]
+  (if-let [whole (namer info)]
+    (assoc info :name whole :kernel-name name)
+    info))
