@@ -45,7 +45,7 @@
         (cond
           (some positional? missing)
           (wrong-usage row command " requires "
-                       (str/join " " (map #(:takes (options %)) missing)))
+                       (str/join " " (map #(flags/argument-word (dissoc row :several) %) args)))
 
           missing (wrong-usage row command " requires "
                                (str/join " or " (map flags/option-text missing)))
@@ -170,6 +170,7 @@
     {:keys [arguments options]} (parsed command words
                                         (into (if command (flags/tool-options command) [])
                                               flags/general-options))
+    command (or command (when-not asked? (commands/command-named "overview")))
     all (merge options general)
     format (filter all formats)
     shown (select-keys all [:verbose])]
@@ -177,8 +178,7 @@
       (:version all) {:version true}
       (:help all) (merge shown
                          {:command (commands/command-named "help")
-                          :options (when (or command asked?) {:command name})})
-      (nil? command) (wrong-usage nil "No command given")
+                          :options (when name {:command name})})
       (next format) (wrong-usage command
                                  (str/join " and " (map #(str "--" (clojure.core/name %)) format))
                                  " cannot be combined")
@@ -190,7 +190,7 @@
 
 ;; --- help
 
-(def ^:private ref-texts
+(def ref-texts
   "The line about REF, by the kind of the argument."
   {:ref (str "REF is a map's id, its pin path (which contains a slash) or its name. In a\n"
              "name, * and ? stand for any characters.")
@@ -208,7 +208,11 @@
   (let [shown (if (< 1 (count optional)) (remove optional args) args)]
     (str/join " " (cons name (map #(flags/argument-word command %) shown)))))
 
-(defn- usage [{:keys [name args] :as command}]
+(defn usage
+  "Returns the line about how a command is called.
+
+      (usage (commands/command-named \"show\")) ;=> \"bpfmap show [OPTION ...] REF ...\""
+  [{:keys [name args] :as command}]
   (str/join " " (concat ["bpfmap" name]
                         (when (seq (flags/tool-options command)) ["[OPTION ...]"])
                         (map #(flags/argument-word command %) args))))
@@ -260,8 +264,10 @@
       text
       (str "'" (str/replace text "'" "'\\''") "'"))))
 
-(defn- example-lines
-  "Returns an options map as a command line, broken into lines if it is long."
+(defn example-lines
+  "Returns an options map as a command line, broken into lines if it is long.
+
+      (example-lines (commands/command-named \"show\") {:ref \"flows\"}) ;=> [\"bpfmap show flows\"]"
   [{:keys [name args]} example]
   (reduce (fn [lines part]
             (let [line (peek lines)]

@@ -37,6 +37,13 @@
 (def commands
   "The commands, in the order in which help lists them."
   [;; --- the host
+   {:name "overview" :group "Inspect the host"
+    :doc "Show the maps of this host in a few lines"
+    :text ["bpfmap without a command does the same. Shows the fullest maps, and those that"
+           "change fastest within 0.3 seconds. See `bpfmap help top` for what is measured."
+           "Without CAP_SYS_ADMIN, shows what this user can see."]
+    :examples [{}]
+    :fn 'bpfmap.exec.overview/overview :view 'bpfmap.exec.views/overview}
    {:name "list" :group "Inspect the host"
     :options [:name :held-by :where :sort :limit :columns :count :total :stream] :rows true
     :docs {:name "Name of the maps; * and ? stand for any characters"}

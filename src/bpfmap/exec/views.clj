@@ -462,6 +462,52 @@
              :used (fn [k] (or (not (#{:frozen :fill :full :outer} k)) (some k maps)))
              :none "no maps" :place "map"})))
 
+(defn- overview-table
+  "Returns the lines of a table of maps below a heading; nil without rows."
+  [heading columns rows]
+  (when (seq rows)
+    (list* "" heading (map #(str "  " %) (rest (output/table columns rows))))))
+
+(def ^:private next-commands
+  "Commands to go on with, by whether the user may list maps."
+  {true [["bpfmap list --sort -full" "all maps, the fullest first"]
+         ["bpfmap top" "all maps, live"]
+         ["bpfmap show REF" "everything about a map, by its id, name or pin"]
+         ["bpfmap dump REF" "the entries of a map"]
+         ["bpfmap help" "all commands"]]
+   false [["sudo bpfmap" "this overview, as root"]
+          ["bpfmap tree" "the pins that this user can see"]
+          ["bpfmap features" "what this kernel supports, as far as this user can tell"]
+          ["bpfmap inspect FILE" "the maps and programs of a compiled object"]
+          ["bpfmap help" "all commands"]]})
+
+(defn overview
+  "Renders the overview of the host, with commands to go on with."
+  [{:keys [kernel maps memory programs links fullest fastest reason pins]} _options]
+  (let [named [{:title "" :of #(str (output/cell (:name %)) "[" (:id %) "]")}]
+        held [{:title "" :of holders-text}]]
+    {:lines
+     (concat
+      (if maps
+        [(str "Linux " kernel ": " (output/plural maps "map" "maps") " with "
+              (output/human-size memory)
+              (when programs (str ", " (output/plural programs "program" "programs")))
+              (when links (str ", " (output/plural links "link" "links"))))]
+        [(str "Linux " kernel ": " reason)
+         (str (if pins (output/plural pins "pin" "pins") "no pins") " visible")])
+      (overview-table "Fullest maps"
+                      (concat named [{:title "" :of full-text :align :right}] held)
+                      fullest)
+      (overview-table "Fastest changing maps"
+                      (concat named
+                              [{:title "" :of #(str (rate-text (:changes-per-second %))
+                                                    " changes/s")
+                                :align :right}]
+                              held)
+                      fastest)
+      ["" "Commands to go on with"]
+      (map #(str "  " %) (output/fields (next-commands (some? maps)))))}))
+
 ;; --- programs and links
 
 (defn- link-text

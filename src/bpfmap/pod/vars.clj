@@ -47,7 +47,7 @@
     {:name pod.bpfmap.type :of bpfmap.type
      :vars [check problem size align offsets summary]}
     {:name pod.bpfmap.exec :of bpfmap.exec
-     :vars [list show tree features types dump get watch top tail diff hist put delete take clear
+     :vars [overview list show tree features types dump get watch top tail diff hist put delete take clear
             create pin unpin freeze save restore demo
             inspect run prog-list prog-show prog-dump prog-top link-list link-show link-detach]}])
 

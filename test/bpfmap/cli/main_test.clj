@@ -465,7 +465,6 @@
 (deftest usage-error-exit-code
   (testing "wrong usage exits with 2 and names the help page"
     (are [args line] (= [2 line] (apply refused args))
-      [] "bpfmap: No command given; see `bpfmap help`"
       ["lst"] "bpfmap: Unknown command \"lst\": did you mean list? See `bpfmap help`"
       ["help" "xyzzy"] "bpfmap: Unknown command \"xyzzy\"; see `bpfmap help`"
       ["dum"] "bpfmap: Unknown command \"dum\": did you mean dump? See `bpfmap help`"
