@@ -3,14 +3,15 @@
 
   In a fenced block of `console` a line that begins with `$ bpfmap ` or `$ bin/bpfmap ` is a
   command, taken apart by a real shell and called within this process; what follows is what it
-  printed, on either output. During that, /sys/fs/bpf is the tests' own BPF file system. To print a
+  printed, on either output, or what the programs behind a pipe made of it. During that, /sys/fs/bpf is the tests' own BPF file system. To print a
   page again:
 
       (console/rewrite! \"doc/explore.md\")"
   (:require [bpfmap.cli.main :as main]
             [bpfmap.fixture :as fixture]
+            [clojure.data.json :as json]
             [clojure.string :as str])
-  (:import (java.io StringWriter)))
+  (:import (java.io File StringWriter)))
 
 (set! *warn-on-reflection* true)
 
@@ -34,6 +35,10 @@
       (finally
         (run! #(.delete ^java.io.File %) (reverse (file-seq dir)))))))
 
+(def ^:private pipe
+  "The first pipe of a command line, and the program behind it."
+  #"^(.*?) \| ((jq|sort|cut|head|tail|wc)\b.*)$")
+
 (defn commands
   "Returns the command lines of bpfmap in the transcripts of a page, without the prompt and what
   the shell does with their output: every fenced block counts, of `console` and of `text`."
@@ -45,16 +50,40 @@
                #"^\$ (?:bin/)?bpfmap (.*)$|^bpfmap (completion .*)$|^source <\(bpfmap ([^)]*)\)"
                line)]
         :when command]
-    (str/replace (some identity (rest command)) #"\s+(<|>|#).*$" "")))
+    (-> (some identity (rest command))
+        (str/replace pipe "$1")
+        (str/replace #"\s+(<|>|#).*$" ""))))
+
+(defn- piped
+  "What programs of a shell make of the output of a command, as lines. If there is no jq, the output
+  must be JSON, and the lines are those of the page."
+  [out {:keys [shell program]} shown]
+  (if (and (= "jq" program) (not (fixture/executable "jq")))
+    (do (json/read-str out)
+        shown)
+    (let [file (File/createTempFile "bpfmap" ".in")]
+      (try
+        (spit file out)
+        (let [{:keys [exit out err]} (fixture/run ["bash" "-c" (str "cat " file " | " shell)]
+                                                  :env {"LC_ALL" "C"})]
+          (when-not (= [0 ""] [exit err])
+            (throw (ex-info (str shell " fails: " err) {})))
+          (str/split-lines out))
+        (finally (.delete file))))))
 
 (defn- run
-  "What a command prints, on either output, as lines."
-  [line directory]
-  (let [out (StringWriter.)
-        here #(str/replace % "/sys/fs/bpf" directory)]
-    (binding [*out* out *err* out]
-      (main/run (map here (words line))))
-    (str/split-lines (str/trim-newline (str/replace (str out) directory "/sys/fs/bpf")))))
+  "What a command prints, on either output, as lines. `shown` are the lines of the page."
+  [line directory shown]
+  (let [[_ own shell program] (re-find pipe line)
+        out (StringWriter.)
+        err (if own (StringWriter.) out)
+        here #(str/replace % "/sys/fs/bpf" directory)
+        there #(str/replace (str %) directory "/sys/fs/bpf")]
+    (binding [*out* out *err* err]
+      (main/run (map here (words (or own line)))))
+    (if own
+      (piped (there out) {:shell shell :program program} shown)
+      (str/split-lines (str/trim-newline (there out))))))
 
 (defn- again
   "The lines of a block, with what its commands print now."
@@ -63,8 +92,9 @@
     (cond
       (nil? line) out
       (re-find prompt line)
-      (recur (drop-while #(not (str/starts-with? % "$ ")) more)
-             (-> out (conj line) (into (run (str/replace line prompt "") directory))))
+      (let [[shown more] (split-with #(not (str/starts-with? % "$ ")) more)]
+        (recur more
+               (-> out (conj line) (into (run (str/replace line prompt "") directory shown)))))
       :else (recur more (conj out line)))))
 
 (defn evaluate

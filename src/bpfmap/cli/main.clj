@@ -66,11 +66,11 @@
 (defn- print-value
   "Prints the result of a command.
 
-  Shows progress for a reducible, unless the output is a terminal."
+  Shows progress, unless the output is a terminal."
   [{:keys [name view]} value options format]
   (let [print-it #(output/print-result value ((requiring-resolve view) value options) format
                                        (terminal/width))]
-    (if (or (coll? value) (terminal/terminal? :out))
+    (if (terminal/terminal? :out)
       (print-it)
       (terminal/with-progress name print-it))))
 

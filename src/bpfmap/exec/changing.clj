@@ -6,6 +6,7 @@
             [bpfmap.exec.arguments :as arguments]
             [bpfmap.exec.confirm :as confirm]
             [bpfmap.exec.input :as input]
+            [bpfmap.exec.progress :as progress]
             [bpfmap.impl.map-types :as map-types]))
 
 (set! *warn-on-reflection* true)
@@ -137,7 +138,7 @@
 (defn- delete-all [m]
   (if (:pop! (ops-of m))
     (bpf/drain-into! m (fn [n _] (inc (long n))) 0)
-    (transduce (partition-all keys-at-a-time)
+    (transduce (comp (progress/counting "entries") (partition-all keys-at-a-time))
                (completing (fn [n ks] (+ (long n) (long (bpf/delete-all! m ks)))))
                0 (all-keys m))))
 

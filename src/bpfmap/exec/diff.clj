@@ -9,6 +9,7 @@
             [bpfmap.exec.arguments :as arguments]
             [bpfmap.exec.fields :as fields]
             [bpfmap.exec.input :as input]
+            [bpfmap.exec.progress :as progress]
             [bpfmap.exec.query :as query]
             [bpfmap.exec.shown :as shown]
             [bpfmap.exec.saved-file :as saved-file]
@@ -52,7 +53,9 @@
       (combined (assoc (raw-entries/types spec (count possible)) :spec spec :cpus
                        (input/cpus-apart m cpus)
                        :shower shower
-                       :entries (raw-entries/snapshot (raw-entries/entries m)))
+                       :entries (raw-entries/snapshot
+                                 (eduction (progress/counting "entries")
+                                           (raw-entries/entries m))))
                 (input/row-of m) cpus possible))))
 
 (defn- read-source

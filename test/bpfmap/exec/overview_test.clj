@@ -33,7 +33,7 @@
                                   {:id 7 :type :hash :name "a" :full 12.0}]
                         :fastest [{:id 7 :name "a" :changes-per-second 3.0}]})
                 rest
-                (take 9))))
+                (take 8))))
     (is (= ["Linux 6.18: no permission" "1 pin visible" "" "Commands to go on with"
             "  sudo bpfmap          this overview, as root"]
            (take 5 (lines {:kernel "6.18" :maps nil :reason "no permission" :pins 1}))))))

@@ -1,0 +1,43 @@
+(ns bpfmap.exec.progress-test
+  "Commands that read or write many entries report how many."
+  (:require [bpfmap.cli.calling :refer [id-of]]
+            [bpfmap.core :as bpf]
+            [bpfmap.exec :as exec]
+            [bpfmap.exec.progress :as progress]
+            [bpfmap.fixture :as fixture :refer [kernel-test]]
+            [clojure.java.io :as io]
+            [clojure.test :refer [is testing]])
+  (:import (java.io Closeable)))
+
+(set! *warn-on-reflection* true)
+
+(defn- reports
+  "The reports of a call, each once."
+  [f]
+  (let [found (atom [])]
+    (binding [progress/*report* (fn [what n] (swap! found conj [what n]))]
+      (f))
+    (vec (distinct @found))))
+
+(kernel-test long-commands-report
+  (with-open [m ^Closeable (bpf/create {:name "progress" :type :hash :key :u32 :value :u32
+                                        :max-entries 10000})]
+    (let [dir (fixture/temporary-directory)
+          file (str (io/file dir "progress.edn"))
+          expected [["entries" 4096] ["entries" 8192]]]
+      (try
+        (bpf/put-all! m (map #(vector % %) (range 10000)))
+        (doseq [[name f] {"dump" #(exec/dump {:ref m})
+                          "dump :count" #(exec/dump {:ref m :count true})
+                          "dump of several" #(exec/dump {:ref [(id-of m)]})
+                          "hist" #(exec/hist {:ref m :field "value"})
+                          "diff" #(exec/diff {:old m :new m})
+                          "save" #(exec/save {:ref m :file file})}]
+          (testing name
+            (is (= expected (reports f)))))
+        (testing "clear, which comes last"
+          (is (= expected (reports #(exec/clear {:ref m :yes true}))))
+          (is (= 0 (bpf/count-entries m))))
+        (finally
+          (io/delete-file file true)
+          (io/delete-file dir true))))))
