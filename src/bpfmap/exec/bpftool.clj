@@ -34,7 +34,7 @@
    {:bpftool ["prog show" "prog list"] :here "prog list"
     :note "bpfmap prog show REF has all about one program"}
    {:bpftool ["prog dump xlated"] :here "prog dump REF"}
-   {:bpftool ["prog dump jited"] :note "use bpftool"}
+   {:bpftool ["prog dump jited"] :here "prog dump REF --jited"}
    {:bpftool ["prog pin"] :note "use bpfmap.prog/pin!"}
    {:bpftool ["prog load" "prog loadall"] :here "run FILE"
     :note "runs an object until Ctrl-C; bpfmap.object/load keeps it"}
@@ -53,7 +53,7 @@
    {:bpftool ["btf dump prog" "btf dump id"]
     :note "use bpfmap.host/btf-by-id with bpfmap.btf"}
    {:bpftool ["cgroup" "net" "perf"] :here "link list"
-    :note "for programs attached by links; for others use bpftool"}
+    :note "has programs that are attached without a link too"}
    {:bpftool ["feature"] :here "features"}
    {:bpftool ["struct_ops"] :here "list --where 'type=struct-ops'"}
    {:bpftool ["iter"] :note "use bpfmap.link, whose targets have :iter"}

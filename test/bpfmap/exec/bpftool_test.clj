@@ -47,8 +47,7 @@
          "bpfmap.object/load keeps it")
     ["btf" "dump" "map" "id" "12"] "bpftool's btf dump map is bpfmap types REF"
     ["net" "show"]
-    (str "bpftool's net is bpfmap link list; for programs attached by links; "
-         "for others use bpftool"))
+    "bpftool's net is bpfmap link list; has programs that are attached without a link too")
   (is (= [2 (str "bpfmap: Unexpected argument \"key\": get takes only REF [KEY], and REF has no "
                  "\"id\" before it; see `bpfmap help get`")]
          (refused "lookup" "id" "12" "key" "1")))
