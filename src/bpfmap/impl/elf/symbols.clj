@@ -114,9 +114,10 @@
   "Converts a number from one space of its segment to the other, or returns nil."
   [elf x from to]
   (some (fn [{:keys [size] :as segment}]
-          (let [into-it (- (long x) (long (from segment)))]
+          ;; Any numbers can be in a file.
+          (let [into-it (unchecked-subtract (long x) (long (from segment)))]
             (when (and (<= 0 into-it) (< into-it (long size)))
-              (+ (long (to segment)) into-it))))
+              (unchecked-add (long (to segment)) into-it))))
         (loaded elf)))
 
 (defn offset->address
