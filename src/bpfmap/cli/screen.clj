@@ -4,7 +4,7 @@
   This is the only namespace that requires JLine. It is loaded when a screen is opened."
   (:require [bpfmap.impl.escape :as escape]
             [clojure.string :as str])
-  (:import (java.io Closeable IOException)
+  (:import (java.io Closeable IOException Reader)
            (org.jline.terminal Attributes Attributes$LocalFlag Terminal TerminalBuilder
                                TerminalBuilder$SystemOutput)
            (org.jline.utils InfoCmp$Capability)))
@@ -80,19 +80,21 @@
   [{:keys [^Terminal terminal ^Attributes quiet]} f]
   (.setLocalFlag quiet Attributes$LocalFlag/ICANON false)
   (.setAttributes terminal quiet)
-  (doto (Thread. ^Runnable
-                 (fn []
-                   (try
-                     (loop []
-                       (let [c (.read (.reader terminal))]
-                         (when-not (neg? c)
-                           (f (char c))
-                           (recur))))
-                     ;; Closing the terminal ends the read.
-                     (catch IOException _)))
-                 "bpfmap-keys")
-    (.setDaemon true)
-    (.start)))
+  (let [^Reader reader (.reader terminal)]
+    (doto (Thread. ^Runnable
+                   (fn []
+                     (try
+                       (loop []
+                         (let [c (.read reader)]
+                           (when-not (neg? c)
+                             (f (char c))
+                             (recur))))
+                       ;; Closing the terminal ends the read.
+                       (catch IOException _)
+                       (catch IllegalStateException _)))
+                   "bpfmap-keys")
+      (.setDaemon true)
+      (.start))))
 
 (def ^:private styles
   {:bold InfoCmp$Capability/enter_bold_mode})

@@ -168,7 +168,7 @@
     (let [spec {:type :hash :key :u32 :value :u32 :max-entries 10}]
       (with-open [_ ^Closeable (bpf/create (assoc spec :name "t_top_b" :contents {1 1}))
                   _ ^Closeable (bpf/create (assoc spec :name "t_top_a" :contents {1 1 2 2}))]
-        (on-terminal [100 20]
+        (on-terminal [120 20]
           (type-line "before=$(stty -g)")
           (clear)
           (type-line (str "$bpfmap top --name 't_top_?' --interval 0.2; echo ended $?; "
@@ -185,6 +185,7 @@
           (tmux "send-keys" "-t" "it" "q")
           (let [lines (wait-for (line? #"^same"))]
             (is (some #{"ended 0"} lines))
+            (is (not-any? #(re-find #"Exception" %) lines))
             (is (some #(re-find #"  t_top_a  " %) lines) "the last table stays")))))))
 
 ;; --- questions
