@@ -43,7 +43,7 @@
 (defn read-text
   "Samples by name, `{:labels :value}` each, of a text; the rules are checked."
   [text open-metrics?]
-  (let [lines (str/split-lines text)
+  (let [lines (if (= "" text) [] (str/split-lines text))
         lines (if open-metrics?
                 (do (is (= "# EOF" (last lines))) (butlast lines))
                 lines)

@@ -471,17 +471,22 @@
 
 ;; --- the host
 
+(def ^:private prefix
+  "The beginning of names that no other test and no other run uses."
+  (str "t" (mod (System/nanoTime) 1000000000) "_"))
+
 (kernel-test host-metrics
   (testing "the entries of maps and the fill of rings are metrics, selected by conditions"
-    (with-open [m ^Closeable (bpf/create {:type :hash :name "t_pressure_m" :key :u32 :value :u64
+    (with-open [m ^Closeable (bpf/create {:type :hash :name (str prefix "m") :key :u32 :value :u64
                                           :max-entries 8})
-                ring ^Closeable (bpf/create {:type :ringbuf :name "t_pressure_r" :max-entries 4096})]
+                ring ^Closeable (bpf/create {:type :ringbuf :name (str prefix "r")
+                                             :max-entries 4096})]
       (bpf/put-all! m {1 1, 2 2})
       (let [{:keys [id]} (bpf/info m)
-            labels {"id" (str id) "name" "t_pressure_m" "type" "hash"}]
+            labels {"id" (str id) "name" (str prefix "m") "type" "hash"}]
         (with-open [c ^Closeable (metrics/collector
                                   {:metrics []
-                                   :host {:maps {:where ["name~^t_pressure"]} :programs false}})]
+                                   :host {:maps {:where [(str "name~^" prefix)]} :programs false}})]
           (let [samples (scrape c)]
             (is (= {labels 2.0} (exposition/values-of samples "bpfmap_map_entries")))
             (is (= {labels 8.0} (exposition/values-of samples "bpfmap_map_max_entries")))
@@ -490,24 +495,35 @@
             (is (= [4096.0] (vals (exposition/values-of samples "bpfmap_ring_size_bytes"))))
             (is (= nil (get samples "bpfmap_program_runs_total")))))
         (with-open [c ^Closeable (metrics/collector
-                                  {:metrics [] :host {:maps {:where ["name~^t_pressure" "full>50"]}}})]
+                                  {:host {:maps {:where [(str "name~^" prefix) "full>50"]}}})]
           (is (= {} (exposition/values-of (scrape c) "bpfmap_map_entries"))))
         (is (some? ring))))))
 
 (kernel-test run-time-of-programs
   (testing "the kernel measures programs while a collector is open"
-    (with-open [p ^Closeable (prog/load {:type :socket-filter :name "t_metrics_prog"
+    (with-open [p ^Closeable (prog/load {:type :socket-filter :name (str prefix "p")
                                          :insns [[:mov64 :r0 0] [:exit]]})]
       (let [{:keys [id]} (prog/info p)
             runs (fn [c] (get (exposition/values-of (scrape c) "bpfmap_program_runs_total")
-                              {"id" (str id) "name" "t_metrics_prog" "type" "socket-filter"}))]
+                              {"id" (str id) "name" (str prefix "p") "type" "socket-filter"}))]
         (with-open [c ^Closeable (metrics/collector
-                                  {:host {:programs {:where ["name=t_metrics_prog"]}}})]
+                                  {:host {:programs {:where [(str "name=" prefix "p")]}}})]
           (let [before (double (runs c))]
             (prog/test-run p {:data (byte-array 64) :repeat 10})
             (is (<= (+ before 10) (double (runs c))))
             (is (pos? (double (first (vals (exposition/values-of
                                             (scrape c) "bpfmap_program_run_time_seconds_total"))))))))))))
+
+(kernel-test host-without-privileges
+  (testing "a host that cannot be read is reported once, and the scrape answers"
+    (let [told (atom [])]
+      (with-open [c ^Closeable (metrics/collector {:host {:maps true}}
+                                                  {:on-change #(swap! told conj %)})]
+        (is (= [nil nil] (fixture/unprivileged
+                          (fn [] (mapv (fn [_] (get (scrape c) "bpfmap_map_entries")) (range 2))))))
+        (is (= [[false true]]
+               (for [{:keys [up message]} @told]
+                 [up (str/starts-with? message "No metrics of the host: ")])))))))
 
 ;; --- services
 

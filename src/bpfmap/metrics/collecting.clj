@@ -93,22 +93,29 @@
       (when-not (and up (= ::none before))
         (note (cond-> {:map text :up up} message (assoc :message message)))))))
 
+(defn- read-host
+  "Returns the families of the host, or none if it cannot be read, which is reported once."
+  [{:keys [config note state]}]
+  (let [[families message] (try
+                             [(vec (metrics.host/read-host (:host config) (:limit config))) nil]
+                             (catch ExceptionInfo e
+                               [[] (str "No metrics of the host: " (ex-message e))]))]
+    (when (and message (not= message (:host-message @state)))
+      (note {:up false :message message}))
+    (vswap! state assoc :host-message message)
+    families))
+
 (defn collect
   "Calls f with the families of a new reading, and returns its result.
 
   Returns nil after [[close]]. A reading takes its turn after those of other threads."
-  [{:keys [sources config state lock] :as collection} f]
+  [{:keys [sources state lock] :as collection} f]
   (locking lock
     (when-not (:closed @state)
       (let [n (:n (vswap! state update :n inc))
             readings (mapv #(maps/read-source % n) sources)
             by-text (merge-sources readings)
-            families (into (vec (mapcat :families readings))
-                           (try
-                             (vec (metrics.host/read-host (:host config) (:limit config)))
-                             (catch ExceptionInfo e
-                               ((:note collection) {:up false :message (ex-message e)})
-                               [])))]
+            families (into (vec (mapcat :families readings)) (read-host collection))]
         (tell-changes collection by-text)
         (f (into families (own-families by-text families)))))))
 

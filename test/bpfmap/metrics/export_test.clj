@@ -292,8 +292,9 @@
                               (or (f) (when (< n 1200) (Thread/sleep 100) (recur (inc n))))))]
           (try
             (let [line (.readLine ^BufferedReader (io/reader (.getInputStream process)))
-                  [_ url] (re-matches #"Metrics are at (http://127\.0\.0\.1:\d+/metrics)" line)
+                  [_ url] (re-matches #"Metrics are at (http://127\.0\.0\.1:\d+/metrics)" (str line))
                   has? (fn [name] (re-find (re-pattern (str "(?m)^" name "\\{")) (:body (fetched url))))]
+              (is url (str line (slurp err)))
               (is (has? "m"))
               (spit file (pr-str (assoc-in (config-for m) [:metrics 0 :name] "other")))
               (signal "HUP")
