@@ -543,8 +543,11 @@
            (and (is (= [:program-rejected [:programs name]] [error path]))
                 (is (re-find reason (:bpfmap/reason found)))
                 (is (re-find reason message))
-                (is (str/includes? (:text source) line))
-                (is (str/includes? message (str "rejected.bpf.c:" (:line source) ": ")))
+                ;; Before Linux 6.4, a log that is too long has no instruction.
+                (or (and (= "too_long" name) (not (since/has? [:kernel :ends-of-logs])))
+                    (and (is (str/includes? (:text source) line))
+                         (is (str/includes? message
+                                            (str "rejected.bpf.c:" (:line source) ": ")))))
                 (is (str/includes? message (str "\nhint: " (:bpfmap/hint found))))
                 (is (str/includes? (:bpfmap/hint found) hint))
                 (is (str/includes? log "processed"))))

@@ -10,7 +10,7 @@
             [bpfmap.since :as since]
             [clojure.java.io :as io]
             [clojure.string :as str]
-            [clojure.test :refer [are is testing]])
+            [clojure.test :refer [are deftest is testing]])
   (:import (java.io Closeable)
            (java.nio.file Files OpenOption Path)))
 
@@ -70,6 +70,37 @@
     (with-open [m (counter)]
       (is (= 0 (returned [[:ld-map-value :r1 m 0] [:stdw [:r1 0] 77] [:mov64 :r0 0] [:exit]])))
       (is (= 77 (m 0))))))
+
+(deftest log-without-end
+  (testing "a log that lacks its end, as before Linux 6.4, is read again without the instructions"
+    (let [rejected (ex-info "Loading failed" {:bpfmap/error :program-rejected :bpfmap/errno :E2BIG
+                                              :bpfmap/errno-code 7})
+          too-long (ex-info "Loading failed" {:bpfmap/error :io :bpfmap/errno :ENOSPC
+                                              :bpfmap/errno-code 28})
+          end "BPF program is too large. Processed 1000001 insn\nprocessed 1000001 insns (limit 1000000)"
+          error-on (fn [kernel log-option]
+                     (let [seen (atom [])]
+                       (with-redefs-fn {#'progs/load-once
+                                        (fn [_ [level size] _]
+                                          (swap! seen conj [level size])
+                                          (cond
+                                            (= 0 level) {:refused rejected :log nil}
+                                            (= 1 level) {:refused too-long
+                                                         :log (str "7: (bf) r4 = r" (kernel 1))}
+                                            :else {:refused rejected :log (kernel 4)}))}
+                         #(let [e (error-of (progs/load {:log log-option} {:op :load}))]
+                            [(:bpfmap/errno e) (:bpfmap/reason e) (:bpfmap/slot e) @seen]))))
+          reason "BPF program is too large. Processed 1000001 insn"]
+      (testing "Linux 5.2 to 6.3"
+        (is (= [:E2BIG reason nil [[0 0] [1 0x10000] [1 0xffffff] [4 0x10000]]]
+               (error-on {1 "" 4 end} nil)))
+        (is (= [:E2BIG reason nil [[1 0x10000] [1 0xffffff] [0 0] [4 0x10000]]]
+               (error-on {1 "" 4 end} :full))))
+      (testing "newer kernels, whose logs have the end"
+        (is (= [:E2BIG reason 7 [[0 0] [1 0x10000] [1 0xffffff]]]
+               (error-on {1 (str "3\n" end) 4 end} nil)))
+        (is (= [:E2BIG reason 7 [[1 0x10000] [1 0xffffff] [0 0]]]
+               (error-on {1 (str "3\n" end) 4 end} :full)))))))
 
 (kernel-test ^{:needs [[:kernel :callbacks]]} callback-of-helper
   (testing "a helper calls functions of the program"

@@ -51,6 +51,7 @@
    :verified-insns "5.16"
    :counts-of-elements "6.6" ; bpf_map_sum_elem_count
    :sizes-of-logs "5.15" ; logs of less than 128 bytes, or of more than 16 MiB
+   :ends-of-logs "6.4" ; of logs that are too long
    :locked-maps-are-not-frozen "6.3"})
 
 (defn- newest [versions]

@@ -195,7 +195,7 @@
       (mapv #(get maps % {:id %}) map-ids))))
 
 (defn- links-of
-  "Returns a function from the info of a program to its links and other attachments.
+  "Returns a function from a program's info to its links and other attachments.
 
   Kernels before Linux 5.8 cannot list links."
   []

@@ -176,7 +176,9 @@
 (def ^:private text-room "Bytes of the longest text, with its NUL: a path." 4096)
 
 (defn- attached-to-event
-  "Returns what runs on a perf event of a process, or nil: see [[attached-to-events]]."
+  "Returns what runs on a perf event of a process, or nil.
+
+  See [[attached-to-events]]."
   [pid number ctx]
   (call/command (str "Querying descriptor " number " of process " pid) ctx Abi/BPF_TASK_FD_QUERY
                 (fn [^Attr attr]

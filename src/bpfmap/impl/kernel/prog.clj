@@ -48,12 +48,17 @@
 (def ^:private attempts
   "Levels and sizes of the verifier's log, by attempt, for each `:log`.
 
-  Sizes are in bytes. Without a `:log`, there is no log before there is an error. Level 1 has everything, and 4 the
-  statistics alone (Linux 5.2). Before Linux 5.15 the kernel accepts at most the last size (UINT_MAX >> 8)."
-  (let [rejected [[1 0x10000] [1 0xffffff]]]
-    {nil (into [[0 0]] rejected)
-     :stats (into [[4 0x10000]] rejected)
-     :full (conj rejected [0 0])}))
+  Sizes are in bytes. Without a `:log`, there is no log before there is an error. Level 1 has
+  everything, and 4 the reason for a rejection and the statistics alone (Linux 5.2). Before Linux
+  5.15 the kernel accepts at most the largest size here (UINT_MAX >> 8).
+
+  The last attempt is for a log that is too long even then. Before Linux 6.4 it lacks its end, and
+  with it the reason. It is not made if a log has its end."
+  (let [whole [[1 0x10000] [1 0xffffff]]
+        brief [4 0x10000]]
+    {nil (conj (into [[0 0]] whole) brief)
+     :stats (conj (into [[4 0x10000]] whole) brief)
+     :full (conj whole [0 0] brief)}))
 
 (def ^:private flags
   "Flags of programs by name."
@@ -172,28 +177,39 @@
       (verifier-log/explained e log (assoc (select-keys program [:line :poison])
                                            :type (:program-type ctx))))))
 
+(defn- has-end?
+  "Returns true if a log ends with the verifier's statistics."
+  [log]
+  (let [log (str log)]
+    (some? (:insns (verifier-log/stats (subs log (max 0 (- (count log) 4096))))))))
+
 (defn- load-with-btf
   "Does the same as [[load]], with the BTF of a program that needs it loaded."
   [program ctx]
-  (loop [program program, attempts (attempts (:log program)), interrupted 1, reason nil]
+  (loop [program program, attempts (attempts (:log program)), interrupted 1, reason nil, before nil]
     (let [{:keys [refused log] :as loaded} (load-once program (first attempts) ctx)
           {:bpfmap/keys [error errno]} (when refused (ex-data refused))
-          reason (if (or (nil? reason) (not= :ENOSPC errno)) refused reason)
-          [level] (first attempts)]
+          [level] (first attempts)
+          ;; Level 4 is EINVAL before Linux 5.2.
+          known? (and reason (or (= :ENOSPC errno) (and before (= 4 level))))
+          reason (if known? reason refused)
+          log (if (str/blank? log) (or before log) log)
+          last? (nil? (nnext attempts))]
       (cond
         (nil? refused)
         loaded
 
         (and (= :EAGAIN errno) (< interrupted max-attempts))
-        (recur program attempts (inc interrupted) nil)
+        (recur program attempts (inc interrupted) nil before)
 
         (and (= :E2BIG errno) (seq (:name program)))
-        (recur (dissoc program :name) attempts interrupted nil)
+        (recur (dissoc program :name) attempts interrupted nil before)
 
         ;; ENOSPC: the log is longer than its buffer.
         (and (next attempts)
-             (or (= :ENOSPC errno) (and (= :program-rejected error) (not= 1 level))))
-        (recur program (rest attempts) interrupted reason)
+             (or (= :ENOSPC errno) (and (= :program-rejected error) (not= 1 level)))
+             (not (and last? (has-end? log))))
+        (recur program (rest attempts) interrupted reason log)
 
         ;; A log longer than all buffers hides the errno of the attempt without a log.
         :else
