@@ -136,9 +136,13 @@
             #(link/attach m))))
 
 (defn- check-attached
-  "Throws if no program is attached."
+  "Throws if nothing is attached."
   [{:keys [name]} programs links]
-  (when (and (seq programs) (every? nil? links))
+  (when (and (empty? programs) (empty? links))
+    (throw (error/error :invalid-value (str (or name "The object") " has no program to run")
+                        {:bpfmap/op :attach
+                         :bpfmap/hint "bpfmap inspect shows the parts of an object"})))
+  (when (every? nil? links)
     (throw (error/error :invalid-value
                         (str "No program of " (or name "the object") " says what it attaches to")
                         {:bpfmap/op :attach

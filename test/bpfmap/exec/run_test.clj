@@ -5,6 +5,7 @@
   (:require [bpfmap.cli.calling :refer [bpfmap refused]]
             [bpfmap.core :as bpf]
             [bpfmap.exec :as exec]
+            [bpfmap.exec.run :as run]
             [bpfmap.fixture :as fixture :refer [error-of kernel-test]]
             [bpfmap.host :as host]
             [bpfmap.object :as object]
@@ -133,6 +134,18 @@
         (let [[exit line] (apply refused "run" words)]
           (is (= code exit))
           (is (str/starts-with? line (str "bpfmap: " message)) line)))))
+  (testing "a map of another type"
+    (let [pin (fixture/new-pin)]
+      (with-open [m (bpf/create {:name "t_other" :type :array :key :u32 :value :u32 :max-entries 4})]
+        (bpf/pin! m pin)
+        (try
+          (is (= [1 (str "bpfmap: The map given for pids does not match its spec: type is array, "
+                         "the object has hash; value-size is 4, the object has 8")]
+                 (refused "run" calls "--map" (str "pids=" pin))))
+          (finally (.delete (io/file pin)))))))
+  (testing "an object with nothing to run"
+    (is (= "maps has no program to run: bpfmap inspect shows the parts of an object"
+           (:message (error-of (#'run/check-attached {:name "maps"} {} []))))))
   (testing "without privileges"
     (is (re-find #"CAP_BPF|EPERM" (second (fixture/unprivileged #(refused "run" calls)))))))
 

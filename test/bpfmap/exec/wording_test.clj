@@ -9,6 +9,8 @@
 (deftest message-in-cli-words
   (testing "rewords a message in terms of commands and options"
     (are [message words] (= words (wording/worded message))
+      "does not match the spec: :type is :array, the spec has :hash; :key-size is 4, the spec has 8"
+      "does not match the spec: type is array, the spec has hash; key-size is 4, the spec has 8"
       "[:key :port]: 70000 is not a :port: it must be an integer from 0 to 65535"
       "key.port: 70000 is not a port: it must be an integer from 0 to 65535"
       "[:value 3 :b]: x" "value.3.b: x"
