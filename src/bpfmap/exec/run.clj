@@ -173,7 +173,9 @@
   [b name {:keys [record-type]}]
   (or record-type
       (when b
-        (some #(btf/type-named b %) [name (str/replace name #"s$" "")]))))
+        ;; The map itself is a variable of the same name.
+        (some #(some->> (btf/type-id b :struct %) (btf/type-of b))
+              [name (str/replace name #"s$" "")]))))
 
 (defn- types-of-rings
   "Returns the types of the events of rings, by name."

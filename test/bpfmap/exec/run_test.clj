@@ -2,12 +2,14 @@
   "The command `run`, as a function, as a command line and as a process.
 
   The object counts the system calls of one process, and sends an event for each tenth."
-  (:require [bpfmap.cli.calling :refer [bpfmap refused]]
+  (:require [bpfmap.btf :as btf]
+            [bpfmap.cli.calling :refer [bpfmap refused]]
             [bpfmap.core :as bpf]
             [bpfmap.exec :as exec]
             [bpfmap.exec.run :as run]
             [bpfmap.fixture :as fixture :refer [error-of kernel-test]]
             [bpfmap.host :as host]
+            [bpfmap.impl.btf.writer :as writer]
             [bpfmap.object :as object]
             [clojure.data.json :as json]
             [clojure.edn :as edn]
@@ -148,6 +150,19 @@
            (:message (error-of (#'run/check-attached {:name "maps"} {} []))))))
   (testing "without privileges"
     (is (re-find #"CAP_BPF|EPERM" (second (fixture/unprivileged #(refused "run" calls)))))))
+
+(deftest type-of-events
+  (testing "the struct that is named like a map, and not the map's own definition"
+    (let [b (btf/parse (writer/blob [{:kind :int :name "int" :size 4 :bits 32}
+                                     {:kind :struct :name "event" :size 4
+                                      :members [{:name "pid" :type 1 :bit-offset 0 :bits 0}]}
+                                     {:kind :struct :name "" :size 4
+                                      :members [{:name "type" :type 1 :bit-offset 0 :bits 0}]}
+                                     {:kind :var :name "events" :type 3 :linkage :global}
+                                     {:kind :var :name "others" :type 3 :linkage :global}]))]
+      (is (= [:struct {:name "event"} [:pid :u32]] (#'run/event-type b "events" {})))
+      (is (= :u64 (#'run/event-type b "events" {:record-type :u64})))
+      (is (nil? (#'run/event-type b "others" {}))))))
 
 ;; --- the command line
 
