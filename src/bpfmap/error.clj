@@ -42,7 +42,7 @@
    :bug {:meaning "An internal error of bpfmap. Please report it."
          :thrown-by "the pod"}
    :busy {:meaning "The object is in use, so the call cannot be done now."
-          :thrown-by "`freeze!`, `memory`, `mem/close`, `put!` on maps of sockets and struct_ops, `bpfmap.events`, the nREPL server"}
+          :thrown-by "`freeze!`, `memory`, `mem/close`, `put!` on maps of sockets and struct_ops, `bpfmap.events`, `put` of one field, the nREPL server"}
    :closed {:meaning "The map, program, link or memory is closed."
             :thrown-by "all functions that take one"}
    :corrupt {:meaning "The positions or headers in a ring buffer are invalid: another process wrote to it."

@@ -43,12 +43,18 @@
       e
       (try
         (cond
-          (some positional? missing)
+          (and missing (every? positional? missing))
           (wrong-usage row command " requires "
-                       (str/join " " (map #(flags/argument-word (dissoc row :several) %) args)))
+                       (str/join " " (map #(if (some #{%} missing)
+                                             (:takes (options %))
+                                             (flags/argument-word (dissoc row :several) %))
+                                          args)))
 
           missing (wrong-usage row command " requires "
-                               (str/join " or " (map flags/option-text missing)))
+                               (str/join " or " (map #(if (positional? %)
+                                                        (:takes (options %))
+                                                        (flags/option-text %))
+                                                     missing)))
           :else (wrong-usage row (arguments/statement word about)
                              (some->> (:bpfmap/hint (ex-data e)) (str ": "))))
         (catch Exception worded worded)))))
@@ -203,10 +209,12 @@
 (defn- with-arguments
   "Returns a command and its arguments, as the list of commands shows them.
 
-  Several optional arguments are only in the command's own help."
+  Two optional arguments share their brackets; more are only in the command's own help."
   [{:keys [name args optional] :as command}]
-  (let [shown (if (< 1 (count optional)) (remove optional args) args)]
-    (str/join " " (cons name (map #(flags/argument-word command %) shown)))))
+  (let [required (map #(flags/argument-word command %) (remove (set optional) args))
+        more (map (comp :takes options) (filter (set optional) args))]
+    (str/join " " (concat [name] required
+                          (when (<= 1 (count more) 2) [(str "[" (str/join " " more) "]")])))))
 
 (defn usage
   "Returns the line about how a command is called.

@@ -47,7 +47,8 @@
    "get" #(fields/of-entries % nil)
    "hist" #(fields/of-entries % :sum)
    "watch" #(fields/of-watched % :sum)
-   "diff" #(fields/of-changes % % nil true)})
+   "diff" #(fields/of-changes % % nil true)
+   "put" #(fields/of-entries (dissoc % :key) :sum)})
 
 (def ^:private most-bytes
   "The largest file that is read, in bytes.
@@ -59,7 +60,7 @@
   (if file
     (when (<= (.length (io/file file)) (long most-bytes))
       (saved-file/completed (:spec (saved-file/read-file file))))
-    (with-open [m (input/open {:ref source} :read-only)]
+    (with-open [m (input/open-typed {:ref source} :read-only)]
       (bpf/spec m))))
 
 (defn- struct-lines
@@ -147,7 +148,7 @@
       :program-ref "ref-prog"
       :link-ref "ref-link"
       :hint "hints"
-      :path "file"
+      (:path :input :types) "file"
       :event-type "fields-type"
       :from (words ["oldest" "now"])
       :cpus (words ["each" "sum" "all"])

@@ -5,7 +5,6 @@
   The code of a command is loaded when the command is called."
   (:require [bpfmap.cli.command-line :as command-line]
             [bpfmap.cli.terminal :as terminal]
-            [bpfmap.error :as error]
             [bpfmap.exec.arguments :as arguments]
             [bpfmap.exec.output :as output]
             [bpfmap.impl.kernel.procfs :as procfs]
@@ -29,22 +28,6 @@
   "The version of bpfmap that this command line belongs to."
   (read-version))
 
-(defn- confirmed
-  "Calls `(f options)`, and asks for confirmation if that is required.
-
-  Asks on the terminal, and calls f again if the answer is yes."
-  [f options]
-  (try
-    (f options)
-    (catch ExceptionInfo e
-      (let [{:bpfmap/keys [error question hint]} (ex-data e)]
-        (if (and (= :not-confirmed error) (terminal/terminal? :in) (terminal/terminal? :err))
-          (do (output/complain (str/replace (ex-message e) (str ": " hint) ""))
-              (if (terminal/ask question)
-                (f (assoc options :yes true))
-                (throw (error/error :not-confirmed "Nothing was changed" {}))))
-          (throw e))))))
-
 (def ^:private runners
   "The functions of commands that only the command line runs.
 
@@ -55,6 +38,7 @@
    "prog top" 'bpfmap.cli.live-commands/prog-top
    "tail" 'bpfmap.cli.live-commands/tail
    "export" 'bpfmap.cli.export/export
+   "edit" 'bpfmap.cli.edit/edit
    "demo" 'bpfmap.cli.live-commands/demo
    "repl" 'bpfmap.cli.repl/repl
    "completion" 'bpfmap.cli.completion/completion
@@ -84,7 +68,7 @@
                    #(arguments/perform command options)))]
       (if (:run command)
         (output/print-result nil ((runner command) checked request) format (terminal/width))
-        (print-value command (confirmed work checked) checked format)))
+        (print-value command (terminal/confirmed work checked) checked format)))
     (catch ExceptionInfo e
       (throw (command-line/in-words e)))))
 

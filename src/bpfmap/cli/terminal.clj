@@ -1,10 +1,14 @@
 (ns ^:no-doc bpfmap.cli.terminal
   "Detects the terminal, asks questions on it, and shows progress while a command runs."
-  (:require [bpfmap.exec.progress :as progress]
+  (:require [bpfmap.error :as error]
+            [bpfmap.exec.output :as output]
+            [bpfmap.exec.progress :as progress]
             [bpfmap.impl.escape :as escape]
             [bpfmap.impl.kernel.call :as call]
-            [bpfmap.impl.kernel.events :as events])
-  (:import (java.io BufferedReader InputStreamReader)))
+            [bpfmap.impl.kernel.events :as events]
+            [clojure.string :as str])
+  (:import (clojure.lang ExceptionInfo)
+           (java.io BufferedReader InputStreamReader)))
 
 (set! *warn-on-reflection* true)
 
@@ -63,6 +67,24 @@
     (flush))
   (let [answer (.readLine (BufferedReader. (InputStreamReader. System/in)))]
     (boolean (some->> answer (re-matches #"(?i)\s*y(es)?\s*")))))
+
+(defn confirmed
+  "Calls `(f options)`, and asks for confirmation if that is required.
+
+  Asks on the terminal, and calls f again if the answer is yes.
+
+      (confirmed #(confirm/check m % \"Edit it?\") {})"
+  [f options]
+  (try
+    (f options)
+    (catch ExceptionInfo e
+      (let [{:bpfmap/keys [error question hint]} (ex-data e)]
+        (if (and (= :not-confirmed error) (terminal? :in) (terminal? :err))
+          (do (output/complain (str/replace (ex-message e) (str ": " hint) ""))
+              (if (ask question)
+                (f (assoc options :yes true))
+                (throw (error/error :not-confirmed "Nothing was changed" {}))))
+          (throw e))))))
 
 ;; --- progress
 

@@ -200,6 +200,10 @@
          :as :edn}
    :text {:read text :expects "must be a string" :as :string}
    :path {:read read-path :expects "must be a path" :as :string}
+   :types {:read #(if (contains? #{"none" "bpftrace"} (text %)) (text %) (read-path %))
+           :expects "must be a path, bpftrace or none" :as :string}
+   :input {:read #(if (= "-" (text %)) "-" (read-path %)) :expects "must be a path or -"
+           :as :string}
    :ref {:read map-ref-of :expects "must be an id, a pin path or a name" :as :string}
    :program-ref {:read ref-of :expects "must be an id, a pin path or a name" :as :string}
    :link-ref {:read #(let [ref (ref-of %)] (when-not (and (map? ref) (:name ref)) ref))

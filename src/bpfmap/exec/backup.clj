@@ -150,7 +150,7 @@
 
       (save {:ref {:name \"flows\"} :file \"/root/flows.edn\"}) ;=> {:file \"/root/flows.edn\", :map {…}, :entries 20}"
   [{:keys [file] :as options}]
-  (with-open [m (input/open options :read-only)]
+  (with-open [m (input/open-typed options :read-only)]
     (check-savable m)
     (let [saved (volatile! 0)]
       (saved-file/write-whole file (fn [writer] (vreset! saved (write-map writer m))))

@@ -30,7 +30,7 @@
   "Keys of the rows of commands whose `:ref` is a link."
   {:kinds {:ref :link-ref} :docs {:ref "Link, given by its id or pin path"}})
 
-(def ^:private typed [:key-type :value-type])
+(def ^:private typed [:key-type :value-type :types])
 
 (def ^:private shown "Options about how fields are shown." [:as :hints])
 
@@ -66,7 +66,7 @@
                {:where ["type=lru-hash" "held.command=agent"] :sort "-memlock"}
                {:columns "id,name,entries,max-entries" :where ["pinned~^/sys/fs/bpf/net"]}]
     :fn 'bpfmap.exec.host/list-maps :view 'bpfmap.exec.views/maps}
-   {:name "show" :group "Inspect the host" :args [:ref] :several :ref :options [:held-by]
+   {:name "show" :group "Inspect the host" :args [:ref] :several :ref :options [:held-by :types]
     :doc "Show the details of maps"
     :text ["With several REF, a REF with * or ?, or --held-by, shows each of the maps below"
            "a heading. The exit code is 1 if one of them cannot be read."]
@@ -83,9 +83,15 @@
     :fn 'bpfmap.exec.features/features :view 'bpfmap.exec.views/features}
 
    ;; --- the contents of a map
-   {:name "types" :group "Read a map" :args [:ref] :options (conj typed :template)
+   {:name "types" :group "Read a map" :args [:ref] :options (conj typed :template :save)
     :doc "Show the types of keys and values, in C and as data"
-    :examples [{:ref "flows"} {:ref "flows" :template true}]
+    :text ["With --save, writes the types to ~/.config/bpfmap/types.edn, or the FILE of"
+           "--types. Every command uses them for a map without BTF that has this name, the"
+           "same sizes, and the same owner, which is a process or program that uses it. A"
+           "command with --types none does not. Numbers of 8 bytes in maps of bpftrace"
+           "have the type u64."]
+    :examples [{:ref "flows"} {:ref "flows" :template true}
+               {:ref "stats" :key-type :u32 :value-type :u64 :save true}]
     :fn 'bpfmap.exec.reading/types :view 'bpfmap.exec.views/types}
    {:name "dump" :group "Read a map" :args [:ref] :several :ref
     :options (-> [:where :sort :limit :count :held-by]
@@ -121,11 +127,11 @@
    {:name "get" :group "Read a map" :args [:ref :key] :optional #{:key}
     :options (-> (conj shown :cpus :lock) (into typed))
     :doc "Look up the value of a key"
-    :text ["KEY is written as dump prints it, in a table, EDN or JSON: 7, 10.0.0.1 or '{src"
-           "\"10.0.0.1\" port 443}'. Hexadecimal bytes work too: '0a 00 00 01'. Write --"
-           "before a KEY that begins with a dash. For a queue or stack, omit KEY: the next"
-           "value is printed. For a bloom filter, prints maybe or no. `bpfmap help dump`"
-           "lists the hints of --as."]
+    :text ["KEY is written as dump prints it, or as for put: 7, 10.0.0.1, 'src=10.0.0.1"
+           "port=443', '{src \"10.0.0.1\" port 443}' or '0a 00 00 01'. Write -- before a KEY"
+           "that begins with a dash. For a queue or stack, omit KEY: the next value is"
+           "printed. For a bloom filter, prints maybe or no. `bpfmap help dump` lists the"
+           "hints of --as."]
     :examples [{:ref "flows" :key {:src "10.0.0.1" :port 443}} {:ref "blocked" :key "10.0.0.1"}]
     :fn 'bpfmap.exec.reading/get-entry :view 'bpfmap.exec.views/entry}
    {:name "hist" :group "Read a map" :args [:ref]
@@ -217,18 +223,48 @@
     :run true}
 
    ;; --- changing a map
-   {:name "put" :group "Change a map" :args [:ref :key :value] :optional #{:value}
-    :options (into [:insert :replace :cpus :lock :yes] typed)
-    :docs {:cpus "CPU to write: N, or all for one VALUE on every CPU"}
+   {:name "put" :group "Change a map" :args [:ref :key :value] :optional #{:key :value}
+    :kinds {:file :input}
+    :options (into [:field :file :insert :replace :cpus :lock :yes] typed)
+    :docs {:cpus "CPU to write: N, or all for one VALUE on every CPU"
+           :field "Field of the value to change, such as stats.rx"
+           :file "Entries to write, as EDN, JSON or CSV; - is stdin"}
     :changes true
-    :doc "Write the value of a key"
-    :text ["KEY and VALUE are EDN or hexadecimal bytes, as for get. If VALUE is a map or"
-           "program, give its id, pin path or name. A per-CPU map takes a vector with a"
-           "value for each CPU; with --cpus all, one value for all of them. A queue, stack"
-           "or bloom filter takes only a VALUE."]
+    :doc "Write the value of a key, or many entries from a file"
+    :text ["The type decides how KEY and VALUE are read. A text, an address, a MAC, a"
+           "prefix, a number, an enum and a boolean are a word: curl, 10.0.0.1, 0x1f, NEW,"
+           "true. A struct is FIELD=VALUE pairs with blanks between them:"
+           "'rx=1 pos.x=2 comm=\"a b\"'. Everything can also be EDN, '{rx 1}', JSON,"
+           "'{\"rx\":1}', or hexadecimal bytes, '0a 00 00 01'; a text in double quotes,"
+           "since it is the word itself otherwise. If VALUE is a map or program, give its"
+           "id, pin path or name. A per-CPU map takes a vector with a value for each CPU;"
+           "with --cpus all, one value for all of them. A queue, stack or bloom filter"
+           "takes only a VALUE. With --field, reads the value, changes one field to VALUE"
+           "and writes it back. The kernel has no single step for that: bpfmap reads a"
+           "value that changes again, but a change just before the write is lost. The lock"
+           "of a value that has one is held for each step. With --file, writes the entries"
+           "of a file, as dump prints them with --edn, --json or --csv: rows with key and"
+           "value, one JSON object a line, or CSV with a header line. All entries are"
+           "checked first: if one does not fit, nothing is written and the problems are"
+           "listed by line. The exit code is 1 if the map evicted some."]
     :examples [{:ref "blocked" :key "10.0.0.1" :value 1}
-               {:ref "limits" :key 0 :value {:rate 100 :burst 20} :replace true}]
+               {:ref "flows" :key "src=10.0.0.1 port=443" :value "packets=1 bytes=60 comm=curl"}
+               {:ref "limits" :key 0 :value {:rate 100 :burst 20} :replace true}
+               {:ref "limits" :key 0 :value 200 :field "rate"}
+               {:ref "blocked" :file "blocked.csv"}]
     :fn 'bpfmap.exec.changing/put :view 'bpfmap.exec.views/put}
+   {:name "edit" :group "Change a map" :args [:ref :key] :optional #{:key}
+    :options (into [:yes] typed)
+    :changes true
+    :doc "Change an entry, or a small map, in a text editor"
+    :text ["Opens the editor in VISUAL or EDITOR, or else vi, with the entry as EDN."
+           "Writes the value back when the editor ends with another text. If others"
+           "changed the entry meanwhile, asks first. Without KEY, edits all entries of a"
+           "map with at most 1,000: entries that are added or removed in the text are in"
+           "the map. A text that cannot be written can be edited again; otherwise it is"
+           "kept in a file. Requires a terminal."]
+    :examples [{:ref "limits" :key 0} {:ref "blocked"}]
+    :run true}
    {:name "delete" :group "Change a map" :args [:ref :key] :options (into [:yes] typed)
     :changes true
     :doc "Delete the entry of a key"
@@ -250,7 +286,8 @@
     :examples [{:ref "flows"}]
     :fn 'bpfmap.exec.changing/clear :view 'bpfmap.exec.views/cleared}
    {:name "create" :group "Change a map" :args [:path]
-    :options (into [:type :max-entries :key-size :value-size :flags :name :like :spec] typed)
+    :options [:type :max-entries :key-size :value-size :flags :name :like :spec :key-type
+              :value-type]
     :docs {:key-type "Type of the keys" :value-type "Type of the values"}
     :doc "Create a map and pin it"
     :text ["The kernel frees a map when nothing refers to it. The pin keeps this one alive."]

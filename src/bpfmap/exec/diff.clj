@@ -45,7 +45,7 @@
               row cpus (range (or n 0)))))
 
 (defn- of-map [source {:keys [cpus] :as options}]
-  (with-open [m (input/open (assoc options :ref source) :read-only)]
+  (with-open [m (input/open-typed (assoc options :ref source) :read-only)]
     (input/check-dumpable m {})
     (let [spec (bpf/spec m)
           shower (shown/shower options spec m) ; invalid hints throw before entries are read

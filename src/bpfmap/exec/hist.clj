@@ -197,7 +197,7 @@
              ["cannot be combined with " :slots " " (name slots)])))
   (when (contains? #{:each :all} cpus)
     (throw (arguments/refused "hist" :cpus cpus "must be sum or the number of a CPU")))
-  (with-open [m (input/open options :read-only)]
+  (with-open [m (input/open-typed options :read-only)]
     (let [cpus (or cpus :sum)
           row-field (fields/of-entries (bpf/spec m) cpus)
           title (some-> field fields/path-text) ; unconverted

@@ -6,6 +6,7 @@
             [bpfmap.exec.arguments :as arguments]
             [bpfmap.exec.selection :as selection]
             [bpfmap.impl.edn :as edn]
+            [bpfmap.impl.field-path :as field-path]
             [bpfmap.impl.kernel.paths :as paths]
             [bpfmap.impl.map-types :as map-types]
             [bpfmap.impl.map.bpf-map :as bpf-map]
@@ -44,6 +45,30 @@
   (if (and (map? ref) (:glob ref))
     {:id (selection/only-one (:glob ref))}
     ref))
+
+(defn- untyped-sides
+  "Returns the sides of a map without BTF that have no type, from its info."
+  [{:keys [btf-id] :as info}]
+  (when (or (nil? btf-id) (= 0 btf-id))
+    (filter #(let [type (get info %)] (and (vector? type) (= :bytes (first type))))
+            [:key :value])))
+
+(defn types-from
+  "Returns the types for an open map that has none of its own, or nil.
+
+  As `{:key :value :from}`; see `bpfmap.exec.remembered`.
+
+      (types-from m {}) ;=> {:value :u64, :from \"/root/.config/bpfmap/types.edn\"}"
+  [m {:keys [types key-type value-type]}]
+  (let [info (bpf/info m)
+        untyped? (cond-> (set (untyped-sides info))
+                   key-type (disj :key)
+                   value-type (disj :value))
+        found (when (seq untyped?)
+                ((requiring-resolve 'bpfmap.exec.remembered/find-types) info types))
+        found (into {} (filter (fn [[k]] (or (= :from k) (untyped? k)))) found)]
+    (when (or (:key found) (:value found))
+      found)))
 
 (defn open
   "Opens the map of the option `:ref`, with its types.
@@ -120,6 +145,32 @@
                 (throw e)
                 (assoc m :error (:bpfmap/error (ex-data e)) :message (ex-message e))))))
         (selected options)))
+
+(defn open-typed
+  "Opens the map of the option `:ref`, as [[open]] does, with remembered types.
+
+  A map without BTF has the types that `:types` leads to, unless `:key-type` or `:value-type` are
+  given. See `bpfmap.exec.remembered`.
+
+      (with-open [m (open-typed {:ref {:name \"counts\"}} :read-only)] (bpf/info m))"
+  ^java.io.Closeable [{:keys [ref] :as options} access]
+  (let [m (open options access)]
+    (if (bpf/bpf-map? ref)
+      m
+      (let [{:keys [key value]} (try
+                                  (types-from m options)
+                                  (catch Throwable e
+                                    (bpf/close m)
+                                    (throw e)))]
+        (if-not (or key value)
+          m
+          (with-open [^Closeable _ m]
+            (open (cond-> (assoc options :ref (if (or (:name ref) (:glob ref))
+                                            {:id (:id (bpf/info m))}
+                                            ref))
+                    key (assoc :key-type key)
+                    value (assoc :value-type value))
+                  access)))))))
 
 (defn row-of-type
   "Returns the row of a map type in `bpfmap.impl.map-types/types`.
@@ -303,55 +354,175 @@
                (fn [[found hex]] (if hex (str "#bpfmap/bytes \"" hex "\"") found))))
 
 (defn- json-form
-  "Returns the data of a text with a JSON object; nil for any other.
+  "Returns the data of a text in JSON, or none; also without a JSON library."
+  [text none]
+  (if-let [read-str (try (requiring-resolve 'clojure.data.json/read-str)
+                         (catch Exception _ nil))]
+    (try
+      (slurp (edn/bounded-reader (StringReader. text))) ; throws for text that is nested too deep
+      (read-str text)
+      (catch Exception _ none))
+    none))
 
-  Returns nil without a JSON library too. EDN would read `{\"a\":1}` as well, with a keyword :1."
+(defn- json-object?
+  "Returns true if a text may have a JSON object.
+
+  EDN would read `{\"a\":1}` as well, with a keyword :1."
   [text]
-  (when (re-find #"[\[{,]\s*\"(?:[^\"\\]|\\.)*\"\s*:" text)
-    (when-let [read-str (try (requiring-resolve 'clojure.data.json/read-str)
-                             (catch Exception _ nil))]
-      (try
-        (slurp (edn/bounded-reader (StringReader. text))) ; throws for text that is nested too deep
-        (read-str text)
-        (catch Exception _ nil)))))
+  (re-find #"[\[{,]\s*\"(?:[^\"\\]|\\.)*\"\s*:" text))
+
+(defn- accepted
+  "Returns what the text of a type, which may be nil, must be."
+  [{:keys [kind]}]
+  (str "must be " (when (#{:struct :union} kind) "FIELD=VALUE pairs, ")
+       "EDN, JSON or hexadecimal bytes"))
 
 (defn- form-of
   "Returns the one form of a text in EDN or JSON, with keywords for symbols.
 
-  Throws `:usage` for any other text."
-  [side text]
-  (or (json-form text)
+  Throws `:usage` for any other text, with what a type accepts."
+  [node side text]
+  (let [object (if (json-object? text) (json-form text ::none) ::none)]
+    (if-not (= ::none object)
+      object
       (try
         (arguments/with-keywords (edn/read-text (readable text)))
         (catch ExceptionInfo e
-          (throw (arguments/refused nil side text "must be EDN or hexadecimal bytes"
-                   (:bpfmap/problem (ex-data e) (ex-message e))))))))
+          (let [form (if (re-find #"^\s*[\[\"]" text) (json-form text ::none) ::none)]
+            (if (= ::none form)
+              (throw (arguments/refused nil side text (accepted node)
+                       (:bpfmap/problem (ex-data e) (ex-message e))))
+              form)))))))
 
 (defn- quoted? [text]
   (and (str/starts-with? text "\"") (str/ends-with? text "\"") (< 1 (count text))))
 
 (defn- tagged? [text] (str/starts-with? text "#bpfmap/bytes"))
 
+;; --- fields
+
+(defn- no-such-field [side given reason]
+  (arguments/refused nil side given "must name fields of the type" reason))
+
+(defn field-of
+  "Returns the field of a type at a path of names, as `{:keys :node}`.
+
+  `given` is the path as text. A number in the path is the index of an array. Throws `:usage` for an
+  unknown field.
+
+      (field-of node :value [\"stats\" \"rx\"] \"stats.rx\") ;=> {:keys [:stats :rx], :node {…}}"
+  [node side path given]
+  (loop [{:keys [kind element] n :count :as node} node
+         path path
+         found []]
+    (let [[word & more] path
+          behind (with-meta (vec more) (meta path))
+          nodes (when (#{:struct :union} kind) (member-nodes node))
+          ;; A name can have dots, unless it is in quotes.
+          whole (when-not (:exact (meta path)) (keyword (str/join "." path)))
+          index (some-> word parse-long)]
+      (cond
+        (nil? word) {:keys found :node node}
+        (get nodes whole) {:keys (conj found whole) :node (nodes whole)}
+        (get nodes (keyword word)) (recur (nodes (keyword word)) behind (conj found (keyword word)))
+        (and (= :array kind) index (< -1 index (long n))) (recur element behind (conj found index))
+        nodes (throw (no-such-field side given
+                       (str given " is not a field: "
+                            (nearest/alternatives given (map name (keys nodes))))))
+        (= :array kind) (throw (no-such-field side given
+                                 (str word " must be an index from 0 to " (dec (long n)))))
+        :else (throw (no-such-field side given
+                       (str word " is not a field: what is before it has no fields")))))))
+
+(def ^:private pair-start
+  "Matches the name of a FIELD=VALUE pair, and the equals sign."
+  #"\s*((?:\"(?:[^\"\\]|\\.)*\"|[^\s=\"\[\]{}()<>#\\])+)=")
+
+(defn- end-of-value
+  "Returns the index behind the value of a pair that starts at an index.
+
+  It ends before a blank that is in no quotes and no brackets."
+  [^String text start]
+  (let [n (count text)]
+    (loop [i (long start) depth 0 in-quotes? false]
+      (if (= i n)
+        n
+        (let [c (.charAt text i)]
+          (cond
+            in-quotes? (recur (if (= c \\) (min n (+ i 2)) (inc i)) depth (not= c \"))
+            (= c \") (recur (inc i) depth true)
+            (#{\[ \{ \( \<} c) (recur (inc i) (inc depth) false)
+            (#{\] \} \) \>} c) (recur (inc i) (dec depth) false)
+            (and (Character/isWhitespace c) (<= depth 0)) i
+            :else (recur (inc i) depth false)))))))
+
+(defn- pairs-of
+  "Returns FIELD=VALUE pairs as pairs of texts; nil for any other text."
+  [text]
+  (loop [start 0 found []]
+    (if (str/blank? (subs text start))
+      (not-empty found)
+      (let [m (doto (re-matcher pair-start text) (.region start (count text)))]
+        (when (.lookingAt m)
+          (let [end (end-of-value text (.end m))]
+            (recur (long end) (conj found [(.group m 1) (subs text (.end m) end)]))))))))
+
+(declare text->data)
+
+(defn- part->data
+  "Converts the text of a field; an error has the name of the field too."
+  [node side given text]
+  (try
+    (text->data node side text)
+    (catch ExceptionInfo e
+      (let [{:bpfmap/keys [usage hint]} (ex-data e)]
+        (throw (if usage
+                 (arguments/refused nil side (str given "=" text) (:problem usage) hint)
+                 e))))))
+
+(defn- pairs->data
+  "Converts FIELD=VALUE pairs to the data of a struct or union."
+  [node side pairs]
+  (reduce (fn [data [given text]]
+            (let [path (or (field-path/path-of given)
+                           (throw (arguments/refused nil side given "must have names before =")))
+                  {:keys [keys node]} (field-of node side path given)]
+              (cond
+                (some int? keys)
+                (throw (arguments/refused nil side given "must have whole arrays"
+                         "write them in brackets, such as slots=[0 1]"))
+                (not= ::none (get-in data keys ::none))
+                (throw (arguments/refused nil side given "must have each field once"))
+                :else (assoc-in data keys (part->data node side given text)))))
+          {} pairs))
+
+;; --- text of a type
+
 (defn- text->data
-  "Converts a text to a value of a type."
+  "Converts a text to a value of a type.
+
+  Texts, addresses and prefixes are the text itself unless it is in quotes; a struct or union can be
+  FIELD=VALUE pairs. Anything else is hexadecimal bytes, EDN or JSON."
   [{:keys [kind size values] :as node} side text]
   (when-not (and (contains? #{:private :pad} kind) (= "-" text)) ; nil, as in a table
     (or
      (case kind
        (:string :c-string :ipv4 :ipv6 :mac :prefix)
        (cond
-         (or (quoted? text) (tagged? text)) (coerced node (form-of side text))
-         (and (= :prefix kind) (str/starts-with? text "{")) (coerced node (form-of side text))
+         (or (quoted? text) (tagged? text)) (coerced node (form-of node side text))
+         (and (= :prefix kind) (str/starts-with? text "{")) (coerced node (form-of node side text))
          :else (or (hex-bytes text size true) text))
 
        :bytes
        (or (hex-bytes text size true)
-           (if (re-find #"^[\[#\"]" text) (coerced node (form-of side text)) (bytes/->bytes text)))
+           (if (re-find #"^[\[#\"]" text)
+             (coerced node (form-of node side text))
+             (bytes/->bytes text)))
 
        :char
        (cond
          (= 1 (count text)) (first text)
-         :else (coerced node (form-of side text)))
+         :else (coerced node (form-of node side text)))
 
        :enum
        (when (contains? values (keyword text)) (keyword text))
@@ -359,9 +530,37 @@
        :float
        (odd-numbers text)
 
+       (:struct :union)
+       (some->> (pairs-of text) (pairs->data node side))
+
        nil)
      (hex-bytes text size (and (plain-hex? node) (not (#{"true" "false"} text))))
-     (coerced node (form-of side text)))))
+     (coerced node (form-of node side text)))))
+
+(defn- per-cpu?
+  "Returns true if the values of a side are separate for each CPU."
+  [{:keys [type]} side]
+  (and (= :value side) (:per-cpu (row-of-type type))))
+
+(defn- of-cpus?
+  "Returns true if data has a value for each CPU, and is not one value of an array."
+  [{:keys [kind]} x]
+  (and (sequential? x)
+       (or (not (#{:array :bytes} kind)) (not-any? number? x))))
+
+(defn- all-coerced
+  "Converts data of one side; each value of a vector with the values of CPUs."
+  [spec side node x]
+  (if (and (per-cpu? spec side) (of-cpus? node x))
+    (mapv #(coerced node %) x)
+    (coerced node x)))
+
+(defn- side->data
+  "Converts a text to the data of one side; in brackets, to the values of the CPUs."
+  [spec side node text]
+  (if (and (per-cpu? spec side) (str/starts-with? text "[") (not= :char (:kind node)))
+    (all-coerced spec side node (form-of node side text))
+    (text->data node side text)))
 
 ;; --- references
 
@@ -416,10 +615,10 @@
                     (into {} (map (fn [[k v]] [(if-let [name (as-name k)] (keyword name) k) v])) x)
                     x)
       (re-matches #"[0-9]{1,10}" text) (by-id (parse-long text))
-      (str/starts-with? text "{") (let [form (form-of side text)]
+      (str/starts-with? text "{") (let [form (form-of nil side text)]
                                     (if (map? form) (reference kind side form keep) form))
       (str/includes? text "/") (pinned (:path (arguments/ref-of text)))
-      (str/blank? text) (form-of side text)
+      (str/blank? text) (form-of nil side text)
       :else (named text))))
 
 (defn- raw-text
@@ -452,33 +651,107 @@
     (cond
       kind (reference kind side x keep)
       (nil? text) (if (and (coll? x) (not (of-references? spec side)) (node-of spec side))
-                    (coerced (node-of spec side) (arguments/with-keywords x))
+                    (all-coerced spec side (node-of spec side) (arguments/with-keywords x))
                     x)
-      (of-references? spec side) (if (re-find #"[/]" text) text (form-of side text))
+      (of-references? spec side) (if (re-find #"[/]" text) text (form-of nil side text))
       :else (if-let [node (node-of spec side)]
               (or (raw-text side text (:kind node) (:size node))
-                  (text->data node side text))
-              (form-of side text)))))
+                  (side->data spec side node text))
+              (form-of nil side text)))))
 
-(defn- side-of
+;; --- one field of a value
+
+(defn- overlapping
+  "Returns the names of fields that share memory with a field of a type."
+  [{:keys [kind members]} k]
+  (let [names (fn [{:keys [name node]}] (if name [name] (keys (member-nodes node))))
+        [same others] ((juxt filter remove) #(some #{k} (names %)) members)]
+    (concat (when (= :union kind) (mapcat names others))
+            (mapcat (fn [{:keys [name node]}] (when-not name (overlapping node k))) same))))
+
+(defn- with-part
+  "Returns a value with another part at a path of keys.
+
+  A union keeps only the member that changes, because the codec takes one."
+  [{:keys [element] :as node} x [k & more] part]
+  (cond
+    (nil? k) part
+    (int? k) (assoc x k (with-part element (get x k) more part))
+    :else (assoc (apply dissoc x (overlapping node k))
+                 k (with-part ((member-nodes node) k) (get x k) more part))))
+
+(defn field-changer
+  "Returns a function that changes one field of a value of a map with this spec.
+
+  `path` is the path of the field, which can begin with value, and `x` its new value: text or data.
+  Throws `:usage` for an unknown field, and if the values have no fields.
+
+      ((field-changer {:value [:struct [:rx :u64] [:tx :u64]]} [\"rx\"] \"5\") {:rx 1 :tx 2})
+      ;=> {:rx 5, :tx 2}"
+  [spec path x]
+  (let [{:keys [kind] :as node} (when-not (of-references? spec :value) (node-of spec :value))
+        given (field-path/path-text path)
+        [word & more] path]
+    (when-not (#{:struct :union :array} kind)
+      (throw (arguments/refused "put" :field given "cannot be used with values without fields")))
+    (let [path (if (and more (= "value" word) (not (contains? (member-nodes node) :value)))
+                 (with-meta (vec more) (meta path))
+                 path)
+          {:keys [keys] field :node} (field-of node :field path given)
+          text (cond (string? x) x (symbol? x) (str x))
+          part (cond
+                 text (text->data field :value text)
+                 (coll? x) (coerced field (arguments/with-keywords x))
+                 :else x)]
+      (fn [value]
+        (with-part node value keys part)))))
+
+;; --- arguments of an open map
+
+(defn side-of
   "Returns the side of a spec that types an argument.
 
-  A bloom filter has no keys: its argument is a value."
+  A bloom filter has no keys: its argument is a value.
+
+      (side-of {:type :hash :key :u32 :value :u64} :key) ;=> :key"
   [spec side]
   (if (and (= :key side) (nil? (:key spec))) :value side))
+
+(defn column-reader
+  "Returns the reader of a column of a table: `{:keys :read :whole}`.
+
+  `path` is the path of the field in the key or value, `name` the name of the column. `:read`
+  converts a cell of the field, `:whole` one that has the whole key or value. The values of a
+  per-CPU map have the CPU first, unless `cpus` is given. Throws `:usage` for an unknown field.
+
+      ((:read (column-reader {:key :u32} :key [] \"key\" nil)) \"7\") ;=> 7"
+  [spec side path name cpus]
+  (let [node (when-not (of-references? spec side) (node-of spec side))
+        cpu (when (and (per-cpu? spec side) (nil? cpus)) (some-> (first path) parse-long))
+        below (if cpu (with-meta (vec (rest path)) (meta path)) path)
+        whole #(typed spec side % identity)]
+    (cond
+      (and node (seq path))
+      (let [{:keys [keys node]} (field-of node side below name)]
+        {:keys (if cpu (into [cpu] keys) keys) :read #(text->data node side %) :whole whole})
+      (empty? path) {:keys [] :read whole :whole whole}
+      :else {:keys (mapv keyword path) :read #(form-of nil side %) :whole whole})))
 
 (defn call-typed
   "Opens the map of the options and calls f with it and converted arguments.
 
-  Converts the given keys and values among `sides`."
+  Converts the given keys and values among `sides`. The third argument of f is a function that keeps
+  an object open until f has returned."
   [options access sides f]
-  (with-open [m (open options access)]
+  (with-open [m (open-typed options access)]
     (let [spec (bpf/spec m)
           opened (volatile! [])
           keep-open (fn [^Closeable x] (vswap! opened conj x) x)]
       (try
-        (f m (into {} (map (fn [[side x]] [side (typed spec (side-of spec side) x keep-open)]))
-                   (select-keys options sides)))
+        (f m
+           (into {} (map (fn [[side x]] [side (typed spec (side-of spec side) x keep-open)]))
+                 (select-keys options sides))
+           keep-open)
         (finally (run! #(.close ^Closeable %) @opened))))))
 
 ;; --- maps whose entries can be read

@@ -16,10 +16,13 @@
   "Every option and argument of any command, by its keyword."
   {;; --- a map, its keys and values
    :ref {:takes "REF" :kind :ref :doc "Map, given by its id, pin path or name"}
-   :key {:takes "KEY" :kind :element :doc "Key, as EDN or hexadecimal bytes"}
-   :value {:takes "VALUE" :kind :element :doc "Value, as EDN or hexadecimal bytes"}
+   :key {:takes "KEY" :kind :element :doc "Key, as a word, EDN, JSON or hexadecimal bytes"}
+   :value {:takes "VALUE" :kind :element :doc "Value, as a word, EDN, JSON or hexadecimal bytes"}
    :key-type {:takes "TYPE" :kind :type :doc "Type of the keys (default: from the map's BTF)"}
    :value-type {:takes "TYPE" :kind :type :doc "Type of the values (default: from the map's BTF)"}
+   :types {:takes "FILE" :kind :types
+           :doc "File of types of maps without BTF, bpftrace or none"}
+   :save {:kind :flag :doc "Save the types for maps with this name and owner"}
    :cpus {:takes "WHICH" :kind :cpus
           :doc "Per-CPU values: each, sum or CPU N (default: each)"}
    :lock {:kind :flag :doc "Hold the value's spin lock during the operation"}

@@ -466,8 +466,8 @@
     (if width
       (let [{:keys [lines left-out]} (fitted columns rows width)]
         (run! print-line lines)
-        (when (seq left-out)
-          [(str "no room for " (str/join ", " left-out))
+        (when-let [named (seq (remove str/blank? left-out))]
+          [(str "no room for " (str/join ", " named))
            "use --csv, --edn or a wider terminal"]))
       (run! print-line (table columns rows)))
     (run! (fn [row]
@@ -534,7 +534,7 @@
 
   With `verbose`, prints its data too."
   [^Throwable e verbose]
-  (let [{:bpfmap/keys [error candidates] :as data} (ex-data e)]
+  (let [{:bpfmap/keys [error candidates problems] :as data} (ex-data e)]
     (complain-lines (str "bpfmap: " (if error
                                       ;; The verifier's message has several lines.
                                       (wording/worded (ex-message e))
@@ -542,6 +542,8 @@
                                        (str "This is a bug in bpfmap: " (root-cause e)
                                             "; --verbose prints the stack trace")))))
     (run! #(complain "  " %) (rest (table (candidate-columns candidates) candidates)))
+    (doseq [{:keys [line message]} problems :when line]
+      (complain "  line " line ": " message))
     (when verbose
       (if error
         (complain-lines (str/trim-newline (with-out-str (print-edn data))))

@@ -22,9 +22,12 @@
   "Returns the kernel's information about a map, and its owners."
   [options]
   (let [info (with-open [m (input/open options :read-only)]
-               (let [info (bpf/info m)]
-                 (map-info/with-entries info info (map-info/entries-of m info)
-                                        (constantly true))))
+               (let [info (bpf/info m)
+                     {:keys [from] :as found} (input/types-from m options)]
+                 (cond-> (merge (map-info/with-entries info info (map-info/entries-of m info)
+                                                       (constantly true))
+                                (dissoc found :from))
+                   from (assoc :types-from from))))
         ;; This process no longer holds the map, because it has closed it.
         [info owners] (map-info/named-with-owners info)]
     (map-info/ordered info (cond-> owners
@@ -54,16 +57,24 @@
 (defn types
   "Returns the types of keys and values as data and in C, with offsets.
 
-  With `:template`, returns a file for the option `:hints` as data.
+  With `:template`, returns a file for the option `:hints` as data. With `:save`, writes the types to
+  the file of `:types`, and returns it under `:saved`.
 
       (types {:ref {:name \"counts\"}})
       ;=> {:key {:type :u32, :c [\"__u32 key;\"], :size 4, :offsets {}}, :value {…}}"
-  [{:keys [template] :as options}]
-  (with-open [m (input/open options :read-only)]
+  [{:keys [template save types] :as options}]
+  (when (and template save)
+    (throw (arguments/refused "types" :save true ["cannot be combined with " :template])))
+  (with-open [m (input/open-typed options :read-only)]
     (let [spec (bpf/spec m)
           {:keys [name untyped btf-id]} (bpf/info m)]
-      (if template
+      (cond
+        template
         ((requiring-resolve 'bpfmap.exec.hints/template) (assoc spec :name name))
+        save
+        {:map (select-keys (bpf/info m) [:id :name :type])
+         :saved ((requiring-resolve 'bpfmap.exec.remembered/save) (bpf/info m) spec types)}
+        :else
         (into (array-map :map (select-keys (bpf/info m) [:id :name :type]))
               (remove (comp nil? second))
               [[:key (side spec :key)]
@@ -222,7 +233,7 @@
   [{:keys [inner] :as options} f]
   (if inner
     (with-inner options f)
-    (with-open [m (input/open options :read-only)]
+    (with-open [m (input/open-typed options :read-only)]
       (check-dumpable m options)
       (let [shower (shown/shower options (bpf/spec m) m)]
         (f (entries m options)
@@ -314,7 +325,7 @@
       (get-entry {:ref {:name \"counts\"} :key 7}) ;=> {:key 7, :value 42}"
   [{:keys [cpus] :as options}]
   (input/call-typed options :read-only [:key]
-    (fn [m {:keys [key]}]
+    (fn [m {:keys [key]} _]
       (let [{:keys [ops per-cpu]} (input/row-of m)
             show (:row (shown/shower options (bpf/spec m) m) identity)
             found (fn [v] (when-not (= ::none v) v))]

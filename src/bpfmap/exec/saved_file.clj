@@ -26,8 +26,8 @@
             [bpfmap.impl.map.raw-entries :as raw-entries]
             [bpfmap.spec :as spec])
   (:import (clojure.lang ExceptionInfo)
-           (java.io BufferedWriter FilterReader IOException OutputStreamWriter
-                    PushbackReader Reader)
+           (java.io BufferedWriter FilterReader IOException InputStreamReader OutputStreamWriter
+                    PushbackReader Reader StringWriter)
            (java.lang ProcessHandle)
            (java.nio.channels Channels ClosedByInterruptException FileChannel
                               OverlappingFileLockException)
@@ -223,7 +223,7 @@
   "Throws `:io` for a directory, a device, a socket or a FIFO.
 
   Pipes that the process inherited, such as /dev/stdin or a pipe of `<(…)`, are allowed."
-  [file]
+  [file op]
   (let [path (java-path file)
         follow (make-array LinkOption 0)
         type (long (if (Files/exists path follow)
@@ -238,7 +238,7 @@
                nil)]
     (when hint
       (throw (error/error :io (str file " cannot be read")
-                          {:bpfmap/op :restore :bpfmap/file file :bpfmap/hint hint})))))
+                          {:bpfmap/op op :bpfmap/file file :bpfmap/hint hint})))))
 
 (defn- no-longer-than
   "Returns a reader of at most `most` bytes of a file.
@@ -256,14 +256,43 @@
              (throw (IOException. "it grew while it was read")))
            n))))))
 
-(defn- file-reader
-  "Returns a reader of a file's EDN."
-  ^PushbackReader [file]
-  (refuse-special file)
+(defn- text-reader
+  "Returns a reader of a file's text, which ends."
+  ^Reader [file op]
+  (refuse-special file op)
   (let [path (java-path file)
         regular? (Files/isRegularFile path (make-array LinkOption 0))
         reader (Files/newBufferedReader path)]
-    (edn/bounded-reader (if regular? (no-longer-than reader (Files/size path)) reader))))
+    (if regular? (no-longer-than reader (Files/size path)) reader)))
+
+(defn- file-reader
+  "Returns a reader of a file's EDN."
+  ^PushbackReader [file]
+  (edn/bounded-reader (text-reader file :restore)))
+
+(defn file-text
+  "Returns the text of a file, or of standard input for -.
+
+  Accepts the same files as [[read-file]]. Throws `:io` if it cannot be read or is not UTF-8.
+
+      (file-text \"/root/flows.csv\" :put) ;=> \"key,value\\n7,42\\n\""
+  [file op]
+  (try
+    (let [out (StringWriter.)]
+      (if (= "-" file)
+        (.transferTo (InputStreamReader. System/in (.newDecoder StandardCharsets/UTF_8)) out)
+        (with-open [^Reader reader (text-reader file op)]
+          (.transferTo reader out)))
+      (str out))
+    (catch java.nio.charset.CharacterCodingException e
+      (throw (error/error :io (str file " cannot be read")
+                          {:bpfmap/op op :bpfmap/file file :bpfmap/hint "it is not UTF-8 text"}
+                          e)))
+    (catch IOException e (throw (file-error e op file "read")))
+    (catch OutOfMemoryError e
+      (throw (error/error :no-memory "The file needs more memory than the JVM may use"
+                          {:bpfmap/op op :bpfmap/file file
+                           :bpfmap/hint "give it more with the JVM's option -Xmx"} e)))))
 
 (defn read-file
   "Returns the contents of a saved file: `{:spec :entries …}`.

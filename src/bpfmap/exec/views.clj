@@ -1,6 +1,7 @@
 (ns ^:no-doc bpfmap.exec.views
   "Renders results for people: a table, a text or a tree for each command."
-  (:require [bpfmap.exec.column-tree :as column-tree]
+  (:require [bpfmap.bytes :as bytes]
+            [bpfmap.exec.column-tree :as column-tree]
             [bpfmap.exec.fields :as fields]
             [bpfmap.exec.listing :as listing]
             [bpfmap.exec.map-info :as map-info]
@@ -15,6 +16,17 @@
 
 ;; --- entries
 
+(defn- printable-text
+  "Returns bytes as ASCII, with a point for everything else."
+  [octets]
+  (apply str (map #(if (< 31 (long %) 127) (char %) \.) octets)))
+
+(defn- ascii
+  "Returns bytes as text between bars, as `hexdump -C` does; nil for anything else."
+  [x]
+  (when (bytes/byte-view? x)
+    (str "|" (printable-text x) "|")))
+
 (defn- map-text [{:keys [id name]}]
   (str "map " id (when (seq name) (str " (" (output/cell name) ")"))))
 
@@ -26,11 +38,28 @@
   (cond
     (nil? found) {:lines [] :notes ["no such entry"] :exit 1}
     (contains? found :might-contain) {:lines [(if (:might-contain found) "maybe" "no")]}
-    :else {:lines [(output/element-cell (:value found))]}))
+    :else {:lines [(str/join "  " (remove nil? [(output/element-cell (:value found))
+                                                (ascii (:value found))]))]}))
 
-(defn put
-  "Renders a written entry with the previous value."
-  [{:keys [key value before written] :as done} _options]
+(defn- entries-text [n]
+  (output/plural n "entry" "entries"))
+
+(defn- written
+  "Renders entries that were written from a file.
+
+  If the map evicted some, the exit code is 1."
+  [{:keys [map written skipped missing entries]} {:keys [insert]}]
+  {:lines [(str (entries-text written) " written into " (map-text map)
+                (when (pos? (long skipped))
+                  (str ", " skipped (if insert " already there" " not there")))
+                (when entries (str "; it has " (entries-text entries))))]
+   :notes (when (pos? (long missing))
+            [(str (entries-text missing) (if (= 1 missing) " is" " are")
+                  " missing: the map evicted " (if (= 1 missing) "it" "them")
+                  ", or another user of the map deleted " (if (= 1 missing) "it" "them"))])
+   :exit (if (pos? (long missing)) 1 0)})
+
+(defn- put-one [{:keys [key value before written] :as done}]
   (cond
     (not written) {:lines []
                    :notes [(str "nothing written: the key "
@@ -41,6 +70,11 @@
                                           "  (new)"
                                           (str "  (was " (output/element-cell before) ")")))]}
     :else {:lines [(output/element-cell value)]}))
+
+(defn put
+  "Renders a written entry with the previous value, or those of a file."
+  [{:keys [file] :as done} options]
+  (if file (written done options) (put-one done)))
 
 (defn deleted
   "Renders a deleted entry.
@@ -85,9 +119,6 @@
   [{:keys [map file entries]} _options]
   {:lines [(str (output/plural entries "entry" "entries") " of " (map-text map)
                 (if (= 1 entries) " is" " are") " saved in " (output/cell file))]})
-
-(defn- entries-text [n]
-  (output/plural n "entry" "entries"))
 
 (defn restored
   "Renders a restored map with its number of entries.
@@ -148,9 +179,15 @@
 
 (defn types
   "Renders the types of keys and values, in C and as data, or a file of hints."
-  [{:keys [key value untyped] {:keys [id name type]} :map :as found} {:keys [template]}]
-  (if template
+  [{:keys [key value untyped saved] {:keys [id name type]} :map :as found} {:keys [template]}]
+  (cond
+    template
     {:lines (template-lines found)}
+    saved
+    {:lines [(str "the types of maps named " (output/cell name)
+                  (when (:owner saved) (str ", of " (output/cell (:owner saved)) ","))
+                  " are saved in " (output/cell (:file saved)))]}
+    :else
     {:lines (concat [(str "map " id (when (seq name) (str " (" (output/cell name) ")")) ", "
                           (output/cell type))]
                     (side-lines :key key)
@@ -771,7 +808,10 @@
         {:keys [type untyped] :as about} (meta entries)]
     (if (vector? entries)
       {:columns (cond-> (output/columns sides entries (trees-of about))
-                  (= :stack-trace type) of-stacks)
+                  (= :stack-trace type) of-stacks
+                  (and (not keys) (seq entries) (every? (comp bytes/byte-view? :value) entries))
+                  ;; Without a title, because options cannot name it.
+                  (concat [{:title "" :of (comp ascii :value) :rank 99}]))
        :csv-columns (output/csv-columns sides (trees-of about))
        :rows entries
        :closing (cond-> [(output/plural (count entries) "entry" "entries")]
@@ -828,11 +868,6 @@
 
 (defn- hexadecimal [octets]
   (str/join " " (map #(format "%02x" (bit-and 0xff (long %))) octets)))
-
-(defn- printable-text
-  "Returns bytes as ASCII, with a point for everything else."
-  [octets]
-  (apply str (map #(if (< 31 (long %) 127) (char %) \.) octets)))
 
 (defn- bytes-line
   "Returns the line of an event without a type.

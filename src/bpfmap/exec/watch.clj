@@ -131,7 +131,7 @@
   "Opens the map of a reference; nil for errors of some kinds."
   [options ref kinds]
   (try
-    (input/open (assoc options :ref ref) :read-only)
+    (input/open-typed (assoc options :ref ref) :read-only)
     (catch ExceptionInfo e
       (when-not (contains? kinds (:bpfmap/error (ex-data e)))
         (throw e)))))
@@ -174,7 +174,7 @@
   (let [path (first (remove #(bpf/pinned-at? ref %) pins))
         here (when path (try-open {} {:path path} missing))
         other (when here (with-open [^java.io.Closeable here here] (id-of here)))]
-    (cond-> {:m (input/open options :read-only)}
+    (cond-> {:m (input/open-typed options :read-only)}
       path (assoc :status (if other :pin-replaced :pin-removed) :pin path :other other))))
 
 (defn- looker
@@ -188,7 +188,7 @@
               (int? ref) {:id ref}
               :else (input/one-map ref))
         options (assoc options :ref ref)
-        first-look (fn [] {:m (input/open options :read-only)})]
+        first-look (fn [] {:m (input/open-typed options :read-only)})]
     (cond
       (bpf/bpf-map? ref) (let [pins (filterv #(bpf/pinned-at? ref %) (bpf/pinned-paths ref))]
                            (fn [_] (look-at-handle options pins)))

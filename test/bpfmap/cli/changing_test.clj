@@ -4,6 +4,7 @@
   (:require [bpfmap.cli.calling :refer [edn-of id-of json-of lines-of refused]]
             [bpfmap.core :as bpf]
             [bpfmap.exec :as exec]
+            [bpfmap.exec.input :as input]
             [bpfmap.exec.views :as views]
             [bpfmap.fixture :as fixture :refer [kernel-test]]
             [bpfmap.impl.kernel.call :as call]
@@ -67,6 +68,64 @@
         numbers "0xff"
         numbers "ff 00 00 00"))))
 
+(kernel-test fields-as-pairs
+  (testing "a struct can be FIELD=VALUE pairs, each value written as its type"
+    (with-open [m (a-map {:key [:struct [:src :ipv4] [:port :port]]
+                          :value [:struct [:n :u64] [:comm [:string 8]]
+                                  [:state [:enum :u32 {:NEW 1}]]
+                                  [:pos [:struct [:x :s8] [:to [:array :u8 2]] [:b :u8]]]]})]
+      (let [id (id-of m)
+            full {:n 7 :comm "a b" :state :NEW :pos {:x -1 :to [1 2] :b 3}}]
+        (are [value] (= full (:value (exec/put {:yes true :ref id :key "src=10.0.0.1 port=443" :value value})))
+          "n=7 comm=\"a b\" state=NEW pos.x=-1 pos.to=[1 2] pos.b=3"
+          "  state=1  n=0x7\tcomm=\"a b\" pos={x -1 to [1 2] b 3} "
+          "comm=\"a b\" n=7 state=NEW pos={\"x\":-1,\"to\":[1,2],\"b\":3}"
+          "comm=\"a b\" n=7 state=NEW pos.x=-1 pos.to=[1,2] pos.\"b\"=3"
+          "{\"n\":7,\"comm\":\"a b\",\"state\":\"NEW\",\"pos\":{\"x\":-1,\"to\":[1,2],\"b\":3}}")
+        (is (= "" (:comm (:value (exec/put {:yes true :ref id :key "port=443 src=10.0.0.1"
+                                            :value (str "n=7 comm= state=NEW "
+                                                        "pos.x=1 pos.to=[1 2] pos.b=3")})))))
+        (are [value code pattern]
+             (let [[exit line] (refused "put" "--yes" id "src=10.0.0.1 port=443" value)]
+               (and (= code exit) (re-find pattern line)))
+          "n=1 comm=x" 1 #"the field (state|pos) is missing"
+          "nn=1" 2 #"VALUE must name fields of the type, got \"nn\": nn is not a field: did you mean n\?"
+          "n=1 n=2" 2 #"VALUE must have each field once, got \"n\""
+          "pos.to.1=2" 2 #"VALUE must have whole arrays, got \"pos.to.1\": write them in brackets"
+          "n.x=2" 2 #"got \"n.x\": x is not a field: what is before it has no fields"
+          "n=" 2 #"VALUE must be EDN, JSON or hexadecimal bytes, got \"n=\": it is empty"
+          "n=1 pos.to=[1" 2 #"got \"pos.to=\[1\": EOF"
+          "n=1 rest" 2 #"VALUE must be FIELD=VALUE pairs, EDN, JSON or hexadecimal bytes")
+        (is (= 1 (bpf/count-entries m))))))
+  (testing "a name can have dots, as a static variable has"
+    (are [text] (= {:pos {:a.b 3 :a {:b 4}}}
+                   (input/typed {:type :hash
+                                 :value [:struct [:pos [:struct [:a.b :u8]
+                                                        [:a [:struct [:b :u8]]]]]]}
+                                :value text identity))
+      "pos={a.b 3 a {b 4}}"
+      "pos.a.b=3 pos.\"a\".\"b\"=4"
+      "pos.\"a.b\"=3 pos.a={b 4}")))
+
+(kernel-test json-for-each-cpu
+  (testing "the values of the CPUs can be EDN or JSON, also of texts"
+    (with-open [structs (a-map {:type :percpu-hash :key :u32 :value [:struct [:rx :u64]]})
+                texts (a-map {:type :percpu-hash :key :u32 :value [:string 8]})
+                arrays (a-map {:type :percpu-hash :key :u32 :value [:array :u32 2]})]
+      (let [cpus (count (call/possible-cpus))
+            all (fn [x] (str "[" (str/join "," (repeat cpus x)) "]"))]
+        (are [m text value] (= (vec (repeat cpus value))
+                               (:value (exec/put {:yes true :ref (id-of m) :key 1 :value text})))
+          structs (all "{\"rx\":1}") {:rx 1}
+          structs (all "{rx 1}") {:rx 1}
+          texts (all "\"a/b\"") "a/b"
+          texts (all "\"a\\/b\"") "a/b"
+          arrays (all "[1,2]") [1 2])
+        (is (= (vec (repeat cpus [1 2]))
+               (:value (exec/put {:yes true :ref (id-of arrays) :key 1 :value "[1 2]" :cpus :all}))))
+        (is (= (vec (repeat cpus {:rx 3}))
+               (:value (exec/put {:yes true :ref (id-of structs) :key 1 :value "rx=3" :cpus :all}))))))))
+
 (kernel-test exec-keys-as-data
   (testing "the exec functions also accept keys as data"
     (with-open [m (a-map {:key [:struct [:src :ipv4] [:port :port]] :value :u64
@@ -89,14 +148,14 @@
       (are [ref key code pattern] (let [[exit line] (refused "get" ref key)]
                                     (is (= code exit))
                                     (is (re-find pattern line)))
-        (id-of m) "{src" 2 #"KEY must be EDN or hexadecimal bytes, got \"\{src\": EOF"
-        (id-of m) "" 2 #"KEY must be EDN or hexadecimal bytes, got \"\": it is empty"
+        (id-of m) "{src" 2 #"KEY must be FIELD=VALUE pairs, EDN, JSON or hexadecimal bytes, got \"\{src\": EOF"
+        (id-of m) "" 2 #"KEY must be FIELD=VALUE pairs, EDN, JSON or hexadecimal bytes, got \"\": it is empty"
         (id-of m) "1 2" 2 #"there is more than one form"
         (id-of m) "#foo 1" 2 #"the tag #foo is unknown"
         (id-of m) "7" 1 #"key: 7 is not a \[struct"
         (id-of m) "{src \"10.0.0\" port 1}" 1 #"key\.src: \"10\.0\.0\" is not a ipv4"
         (id-of m) "{src \"10.0.0.1\"}" 1 #"the field port is missing"
-        (id-of m) "0a 00" 2 #"KEY must be EDN or hexadecimal bytes, got \"0a 00\""
+        (id-of m) "0a 00" 2 #"KEY must be FIELD=VALUE pairs, EDN, JSON or hexadecimal bytes, got \"0a 00\""
         (id-of raw) "01 02" 1 #"it must have 4 bytes, got 2"
         (id-of raw) "xyz" 1 #"must be pairs of hexadecimal digits"))))
 
@@ -118,6 +177,97 @@
         (bpf/put! m 7 1)
         (is (= ["7  (was 1)"] (lines-of "delete" id "7")))
         (is (nil? (exec/get {:ref id :key 7})))))))
+
+;; --- one field
+
+(kernel-test put-one-field
+  (testing "changes one field and leaves the others"
+    (with-open [m (a-map {:key :u32
+                          :value [:struct [:a :u32] [:u [:union [:x :u32]
+                                                         [:y [:struct [:lo :u16] [:hi :u16]]]]]
+                                  [:b [:array :u8 3]] [:f :f64]]
+                          :contents {1 {:a 1 :u {:x 70000} :b [1 2 3] :f ##NaN}}})]
+      (let [id (id-of m)
+            put (fn [field x]
+                  (dissoc (:value (exec/put {:yes true :ref id :key 1 :value x :field field})) :f))]
+        (is (= {:a 5 :u {:x 70000 :y {:lo 4464 :hi 1}} :b [1 2 3]} (put "a" "5")))
+        (is (= {:a 5 :u {:x 332144 :y {:lo 4464 :hi 5}} :b [1 2 3]} (put "u.y.hi" 5)))
+        (is (= {:a 5 :u {:x 7 :y {:lo 7 :hi 0}} :b [1 2 3]} (put [:u :x] "7")))
+        (is (= {:a 5 :u {:x 7 :y {:lo 7 :hi 0}} :b [1 2 9]} (put "value.b.2" "0x9")))
+        (is (= {:a 5 :u {:x 1 :y {:lo 1 :hi 0}} :b [1 2 9]} (put "u.y.lo" 1)))
+        (is (= {:a 5 :u {:x 2 :y {:lo 2 :hi 0}} :b [4 5 6]} (do (put "u.y" "lo=2 hi=0")
+                                                                (put "b" "[4 5 6]"))))
+        (is (= [1 "bpfmap: nothing written: the key does not exist"]
+               (refused "put" "--yes" id "2" "9" "--field" "a")))
+        (are [args code pattern] (let [[exit line] (apply refused "put" id "1" args)]
+                                   (and (= code exit) (re-find pattern line)))
+          ["9" "--field" "b.3"] 2 #"--field must name fields of the type, got \"b.3\": 3 must be an index from 0 to 2"
+          ["9" "--field" "aa"] 2 #"got \"aa\": aa is not a field: did you mean a\?"
+          ["9" "--field" "a.x"] 2 #"got \"a.x\": x is not a field"
+          ["x" "--field" "a"] 1 #"value.a: x is not a u32"
+          ["9" "--field" "a" "--insert"] 2 #"--insert cannot be combined with --field"
+          ["9" "--field" "a" "--replace"] 2 #"--replace cannot be combined with --field"
+          ["9" "--field" "a" "--lock"] 2
+          #"--lock cannot be combined with --field: the lock of a value is held anyway"
+          ["--field" "a"] 2 #"put requires REF \[KEY\] VALUE"
+          ["9" "--field" "a" "--cpus" "0"] 1 #"The map is not a per-CPU map"))))
+  (testing "values without fields and maps without keys"
+    (with-open [numbers (a-map {:key :u32 :value :u64 :contents {1 1}})
+                q (a-map {:type :queue :value :u32})]
+      (is (re-find #"--field cannot be used with values without fields"
+                   (second (refused "put" "--yes" (id-of numbers) "1" "2" "--field" "a"))))
+      (is (re-find #"--field cannot be used with a map that has no keys"
+                   (second (refused "put" "--yes" (id-of q) "1" "2" "--field" "a")))))))
+
+(kernel-test put-field-of-cpus
+  (testing "a field of one CPU or of all; which one must be given"
+    (with-open [m (a-map {:type :percpu-hash :key :u32 :value [:struct [:a :u32] [:b :u32]]})]
+      (bpf/put! m 1 {:a 1 :b 2} {:cpus :all})
+      (let [id (id-of m)
+            others (repeat (dec (count (call/possible-cpus))) {:a 1 :b 2})]
+        (is (= (into [{:a 5 :b 2}] others)
+               (:value (exec/put {:yes true :ref id :key 1 :value 5 :field "a" :cpus 0}))))
+        (is (= (into [{:a 5 :b 6}] (map #(assoc % :b 6)) others)
+               (:value (exec/put {:yes true :ref id :key 1 :value 6 :field "b" :cpus :all}))))
+        (is (= [2 (str "bpfmap: --field of a per-CPU map requires --cpus: give all, or the number of"
+                       " a CPU; see `bpfmap help put`")]
+               (refused "put" "--yes" id "1" "6" "--field" "b")))
+        (is (re-find #"Unknown CPU 9999"
+                     (second (refused "put" "--yes" id "1" "6" "--field" "b" "--cpus" "9999"))))))))
+
+(kernel-test u1-put-field-under-lock
+  (testing "holds the lock of the value"
+    (with-open [m (a-map {:key :u32 :value [:struct [:lock :spin-lock] [:b :u32] [:c :u32]]
+                          :contents {1 {:b 2 :c 3}}})]
+      (let [flags (atom [])]
+        (with-redefs [bpf/replace! (let [replace! bpf/replace!]
+                                     (fn [m k v options]
+                                       (swap! flags conj options)
+                                       (replace! m k v options)))]
+          (is (= {:b 6 :c 3}
+                 (:value (exec/put {:yes true :ref (id-of m) :key 1 :value 6 :field "b"})))))
+        (is (= [{:lock true}] @flags))))))
+
+(kernel-test u1-put-field-of-changing-value
+  (testing "a value that changes between two reads is read again, and never overwritten"
+    (with-open [m (a-map {:key :u32 :value [:struct [:a :u32] [:n :u32]]
+                          :contents {1 {:a 1 :n 0}}})]
+      (let [reads (atom 0)
+            lookup bpf/lookup
+            changing-until (fn [most]
+                             (fn [from k & more]
+                               (when (< (swap! reads inc) (long most))
+                                 (bpf/put! m k (update (lookup m k) :n inc)))
+                               (apply lookup from k more)))]
+        (with-redefs [bpf/lookup (changing-until 4)]
+          (is (= {:a 9 :n 3} (:value (exec/put {:yes true :ref m :key 1 :value 9 :field "a"})))))
+        (with-redefs [bpf/lookup (changing-until 1e9)]
+          (let [{:bpfmap/keys [error hint]}
+                (fixture/error-of
+                 (exec/put {:yes true :ref m :key 1 :value 10 :field "a"}))]
+            (is (= :busy error))
+            (is (= "stop what writes it, or put the whole value" hint))))
+        (is (= 9 (:a (bpf/lookup m 1))))))))
 
 ;; --- clear
 
@@ -235,10 +385,10 @@
   (testing "peeks at, pushes to and takes from a queue"
     (with-open [q (a-map {:type :queue :value-size 4 :contents [[1 0 0 0]]})]
       (let [id (id-of q)]
-        (is (= ["01 00 00 00"] (lines-of "get" id)))
+        (is (= ["01 00 00 00  |....|"] (lines-of "get" id)))
         (is (= ["7"] (lines-of "put" id "7" "--value-type" "u32")))
         (is (= ["1"] (lines-of "take" id "--value-type" "u32")))
-        (is (= ["07 00 00 00"] (lines-of "take" id)))
+        (is (= ["07 00 00 00  |....|"] (lines-of "take" id)))
         (is (= [1 "bpfmap: no such entry"] (refused "take" id)))
         (is (= [2
                 "bpfmap: KEY cannot be used with a map that has no keys: give only the value; see `bpfmap help put`"]

@@ -269,7 +269,7 @@
 ;; --- dump
 
 (kernel-test dump-untyped-hex
-  (testing "dump prints hexadecimal unless types are given"
+  (testing "dump prints hexadecimal and text unless types are given"
     (with-open [m (counts "cli_dump")]
       (let [id (id-of m)
             rows (fn [& args] (set (str/split-lines (:out (apply bpfmap "dump" id args)))))]
@@ -279,16 +279,16 @@
                           "set --key-type and --value-type\n")}
                (dissoc (bpfmap "dump" id) :out)))
         (is (= #{"KEY          VALUE"
-                 "01 00 00 00  ff ff ff ff ff ff ff ff"
-                 "c8 01 00 00  01 00 00 00 00 00 00 00"}
+                 "01 00 00 00  ff ff ff ff ff ff ff ff  |........|"
+                 "c8 01 00 00  01 00 00 00 00 00 00 00  |........|"}
                (rows)))
         (is (= #{"KEY                 VALUE"
                  "  1  18446744073709551615"
                  "456                     1"}
                (rows "--key-type" "u32" "--value-type" ":u64")))
         (is (= #{"       KEY  VALUE"
-                 "  16777216  ff ff ff ff ff ff ff ff"
-                 "3355508736  01 00 00 00 00 00 00 00"}
+                 "  16777216  ff ff ff ff ff ff ff ff  |........|"
+                 "3355508736  01 00 00 00 00 00 00 00  |........|"}
                (rows "--key-type" "u32be" "--value-type" "[:bytes 8]")))))))
 
 (kernel-test dump-as-data
