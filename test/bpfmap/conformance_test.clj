@@ -93,15 +93,17 @@
     (let [{:keys [groups pending]} @conformance/promised
           behaviours (mapcat :behaviours groups)]
       (is (= ["Specs" "Pins" "Elements" "Bulk operations" "Memory" "Events" "Links"
-              "Programs and runs" "Display hints" "Objects" "Lifetime" "Whole host"]
+              "Programs and runs" "Display hints" "Objects" "Lifetime" "Metrics"
+              "Commands that change entries" "Whole host"]
              (map :group groups)))
       (is (= (concat (map #(str "s" %) (range 1 13)) (map #(str "p" %) (range 1 10))
                      (map #(str "e" %) (range 1 12))
                      (map #(str "b" %) (range 1 9)) (map #(str "m" %) (range 1 10))
-                     (map #(str "n" %) (range 1 23)) (map #(str "k" %) (range 1 11))
+                     (map #(str "n" %) (range 1 23)) (map #(str "k" %) (range 1 12))
                      (map #(str "q" %) (range 1 5))
                      (map #(str "v" %) (range 1 5)) (map #(str "o" %) (range 5 12))
-                     (map #(str "l" %) (range 1 8)))
+                     (map #(str "l" %) (range 1 6)) (map #(str "x" %) (range 1 6))
+                     (map #(str "u" %) (range 1 6)) ["l6" "l7"])
              (map first behaviours)))
       (is (set? pending))
       (doseq [[id sentence] behaviours]
