@@ -393,6 +393,41 @@
       (is (= 1 (count (into [] r))))
       (is (= (* 64 4096) (:capacity (events/stats r)))))))
 
+;; Only in a virtual machine of its own, since every process loses the CPU:
+;; script/kernel-matrix 6.12 -- env BPFMAP_OFFLINE_CPU=1 bin/test perf-test/n16
+(when (System/getenv "BPFMAP_OFFLINE_CPU")
+  (kernel-test n16-goes-offline
+    (let [set-online! #(spit (str "/sys/devices/system/cpu/cpu" %1 "/online") %2)
+          options {:type numbers :with-cpu true :timeout 2}
+          cpu (last (cpus))
+          other (first (cpus))
+          sent-by (fn [r] (sort (map first (into [] r))))]
+      (with-array
+        (try
+          (with-open [r (events/reader m options)]
+            (testing "events that were sent before a CPU went offline are read"
+              (is (= 0 (send-on cpu p 2)))
+              (set-online! cpu 0)
+              (is (= 0 (send-on other p 1)))
+              (is (= [other cpu cpu] (sent-by r))))
+            (testing "the program gets EOPNOTSUPP when it is back, and the other CPU goes on"
+              (set-online! cpu 1)
+              (is (= -95 (send-on cpu p 1)))
+              (is (= 0 (send-on other p 1)))
+              (is (= [other] (sent-by r)))
+              (is (= 0 (:lost (events/stats r))) "the kernel does not count them")))
+          (testing "another reader has a buffer again"
+            (with-open [r (events/reader m options)]
+              (is (= 0 (send-on cpu p 1)))
+              (is (= [cpu] (sent-by r)))))
+          (testing "a reader that was opened meanwhile has none"
+            (set-online! cpu 0)
+            (with-open [r (events/reader m options)]
+              (set-online! cpu 1)
+              (is (= -2 (send-on cpu p 1)))
+              (is (= [] (sent-by r)))))
+          (finally (set-online! cpu 1)))))))
+
 (kernel-test ^:volume open-and-close
   (testing "a thousand readers leave no descriptor and no mapping behind"
     (with-array
