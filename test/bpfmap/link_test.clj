@@ -863,6 +863,12 @@
           probe {:uprobe "bash" :symbol "readlin"} :not-found
           "has no function \"readlin\": did you mean readline?"
           probe {:uprobe "bash"} :invalid-value "A target :uprobe must have :symbol or :offset"
+         ;; The kernel would change the table of names there, for all processes.
+         probe {:uprobe "/bin/sh" :offset 4096} :invalid-value
+         "must be in its code, got 4096: its code is at "
+         probe {:uprobe "libc" :symbol "malloc" :offset 1000000000} :invalid-value
+         "elsewhere a probe changes data of all processes that use the file"
+         many {:uprobe-multi "libc" :offsets [64]} :invalid-value "must be in its code, got 64"
           probe {:uprobe "/bin/true" :symbol "main"} :not-found
           "its symbols are stripped; give :offset, an offset in the file"
           many {:uprobe-multi "libc"} :invalid-value

@@ -45,7 +45,11 @@
       [])))
 
 (defn- segment [b ^long at]
-  {:type (u32 b at) :offset (u64 b (+ at 8)) :address (u64 b (+ at 16)) :size (u64 b (+ at 32))})
+  {:type (u32 b at)
+   :executable (odd? (u32 b (+ at 4))) ; PF_X
+   :offset (u64 b (+ at 8))
+   :address (u64 b (+ at 16))
+   :size (u64 b (+ at 32))})
 
 (defn- section [b ^long at]
   {:name-offset (u32 b at)
@@ -133,6 +137,14 @@
       (address->offset elf 0x401136) ;=> 0x1136"
   [elf address]
   (translated elf address :address :offset))
+
+(defn code-ranges
+  "Returns the ranges of offsets in the file that are code, `[from to]`, ascending.
+
+      (code-ranges elf) ;=> [[0x4000 0x16bb9]]"
+  [elf]
+  (sort (for [{:keys [executable offset size]} (loaded elf) :when executable]
+          [offset (+ (long offset) (long size))])))
 
 ;; --- build ids
 

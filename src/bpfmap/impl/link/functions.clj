@@ -190,18 +190,23 @@
                 :bpfmap/hint (str "a program or shared library has functions; in any other file, "
                                   "give :offset in place of :symbol")}))
 
-(defn with-elf
-  "Calls f with the symbols of a file, as `bpfmap.impl.elf.symbols` opens them."
+(defn- with-file
+  "Calls f with what `bpfmap.impl.elf.symbols` opens of a file; nil if it is not a 64-bit ELF file."
   [path ctx f]
   (let [^Fd fd (call/open-file path true ctx)]
     (try
       (with-open [channel (FileChannel/open
                            (Path/of (str "/proc/self/fd/" (.acquire fd)) (make-array String 0))
                            (into-array OpenOption [StandardOpenOption/READ]))]
-        (f (or (symbols/open (reader channel)) (throw (unreadable path ctx)))))
+        (f (symbols/open (reader channel))))
       (finally
         (.release fd)
         (call/close fd)))))
+
+(defn with-elf
+  "Calls f with the symbols of a file, as `bpfmap.impl.elf.symbols` opens them."
+  [path ctx f]
+  (with-file path ctx #(f (or % (throw (unreadable path ctx))))))
 
 (defn- not-there ^Throwable [path symbol elf {:keys [op]}]
   (let [all (map :name (symbols/functions-named elf (constantly true)))]
@@ -226,12 +231,47 @@
                                                    (cons offset (map :offset more))))}))
       :else offset)))
 
+(defn- check-code
+  "Throws for an offset that is not in the code of a file.
+
+  The kernel puts a breakpoint there in every process that maps the file, and would change its data."
+  [path elf offsets {:keys [op]}]
+  (let [ranges (symbols/code-ranges elf)]
+    (doseq [offset offsets
+            :when (not-any? (fn [[from to]] (<= (long from) (long offset) (dec (long to)))) ranges)]
+      (throw (error/error :invalid-value
+                          (str "An offset in " (paths/printable path) " must be in its code, got "
+                               offset)
+                          {:bpfmap/op op
+                           :bpfmap/file path
+                           :bpfmap/hint (str "its code is at "
+                                             (error/list-of (map (fn [[from to]]
+                                                                   (str from " to " (dec (long to))))
+                                                                 ranges))
+                                             "; elsewhere a probe changes data of all processes "
+                                             "that use the file")})))))
+
+(defn- offsets-of-functions
+  "Returns the offsets of functions of a file, given by names or a pattern."
+  [path functions elf ctx]
+  (if (targets/pattern? functions)
+    (let [found (symbols/functions-named elf (targets/glob functions))]
+      (when (empty? found)
+        (throw (error/error :not-found (str "No function of " (paths/printable path)
+                                            " fits " (error/printed functions))
+                            {:bpfmap/op (:op ctx) :bpfmap/file path})))
+      (distinct (map :offset (mapcat symbols/preferred (vals (group-by :name found))))))
+    (map #(symbol-offset path % elf ctx)
+         (if (string? functions) [functions] functions))))
+
 (defn offsets
   "Returns the offsets of functions in a file: of names, offsets, or a pattern.
 
-  `plus` is added to each."
+  `plus` is added to each. Throws `:invalid-value` for an offset that is not in the code of an ELF
+  file; other files may be code that a process has made."
   [path functions plus ctx]
-  (let [at (fn [offset]
+  (let [numbers? (and (sequential? functions) (every? int? functions))
+        at (fn [offset]
              (let [sum (+' offset plus)]
                (when (< Long/MAX_VALUE sum)
                  (throw (targets/invalid [:offset]
@@ -240,9 +280,6 @@
                                          nil)))
                sum))]
     (cond
-      (and (sequential? functions) (every? int? functions))
-      (mapv at functions)
-
       (and (sequential? functions) (= [nil] (vec functions)))
       (throw (targets/invalid [] "A target :uprobe must have :symbol or :offset" nil))
 
@@ -250,15 +287,13 @@
       (throw (targets/invalid [] "A target :uprobe-multi must have :symbols or :offsets" nil))
 
       :else
-      (with-elf path ctx
+      (with-file path ctx
         (fn [elf]
-          (if (targets/pattern? functions)
-            (let [found (symbols/functions-named elf (targets/glob functions))]
-              (when (empty? found)
-                (throw (error/error :not-found (str "No function of " (paths/printable path)
-                                                    " fits " (error/printed functions))
-                                    {:bpfmap/op (:op ctx) :bpfmap/file path})))
-              (mapv at (distinct (map :offset (mapcat symbols/preferred
-                                                      (vals (group-by :name found)))))))
-            (mapv #(at (symbol-offset path % elf ctx))
-                  (if (string? functions) [functions] functions))))))))
+          (when-not (or elf numbers?)
+            (throw (unreadable path ctx)))
+          (let [offsets (mapv at (if numbers?
+                                   functions
+                                   (offsets-of-functions path functions elf ctx)))]
+            (when elf
+              (check-code path elf offsets ctx))
+            offsets))))))

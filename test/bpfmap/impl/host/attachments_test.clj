@@ -9,6 +9,7 @@
             [bpfmap.impl.kernel.perf :as perf]
             [bpfmap.impl.kernel.procfs :as procfs]
             [bpfmap.impl.kernel.tracefs :as tracefs]
+            [bpfmap.impl.link.functions :as functions]
             [bpfmap.link :as link]
             [bpfmap.links :as links]
             [bpfmap.objects :as objects]
@@ -78,26 +79,33 @@
   {:type (perf/types :tracepoint)
    :config (tracefs/with-root #(tracefs/tracepoint-id % "sched" name) {:op :attach})})
 
+(def ^:private bash-main
+  "The offset of a function of bash.
+
+  Anywhere else than at an instruction, a probe would change the program for all who run it."
+  (delay (first (functions/offsets "/bin/bash" ["main"] 0 {:op :attach}))))
+
 (kernel-test programs-on-perf-events
   (testing "programs on perf events without a link, as bpftool perf lists them"
     (with-open [p (program :tracepoint 0)
                 q (program :kprobe 0)]
       (on-event (tracepoint "sched_switch") p
         (fn []
-          (on-event {:type (perf/event-type "uprobe") :config 0 :path "/bin/sh" :config2 4096
-                     :cpu 0} q
+          (on-event {:type (perf/event-type "uprobe") :config 0 :path "/bin/bash"
+                     :config2 @bash-main :cpu 0} q
             (fn []
               (is (= [{:type :perf-event :event :tracepoint :tracepoint "sched_switch"
                        :held [this-process]}]
                      (found p)))
               (let [[{:keys [type event path offset held]} & more] (found q)]
-                (is (= [:perf-event :uprobe 4096 [this-process] nil]
+                (is (= [:perf-event :uprobe @bash-main [this-process] nil]
                        [type event offset held more]))
-                (is (str/ends-with? path "sh")))
+                (is (str/ends-with? path "bash")))
               (when (fixture/executable "bpftool")
                 (let [ids (set (map id-of [p q]))]
                   (is (= #{[(id-of p) "tracepoint" "sched_switch" nil]
-                           [(id-of q) "uprobe" (:path (first (found q))) 4096]}
+                           [(id-of q) "uprobe" (:path (first (found q)))
+                            @bash-main]}
                          (into #{} (comp (filter #(ids (:prog_id %)))
                                          (map (fn [{:keys [prog_id fd_type] :as row}]
                                                 [prog_id fd_type
