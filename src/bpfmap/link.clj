@@ -223,8 +223,13 @@
   [errno {:keys [type program-id]} new-type]
   (let [old-type (when program-id (type-of-program program-id))]
     (case errno
-      :ENOLINK [:not-found (str "the link was detached, or its device, cgroup or network namespace "
-                                "does not exist any more; close it")]
+      :ENOLINK [:not-found (str "the link was detached, or its "
+                                (case type
+                                  (:xdp :tcx :netkit) "network interface"
+                                  :cgroup "cgroup"
+                                  :netns "network namespace"
+                                  "target")
+                                " was removed; close it")]
       :EPERM [:incompatible "the link was changed by somebody else meanwhile"]
       (:EINVAL :EOPNOTSUPP :ENOTSUPP)
       (cond

@@ -9,6 +9,7 @@
             [bpfmap.impl.link.targets :as targets]
             [bpfmap.impl.prog.program :as program]
             [bpfmap.link :as link]
+            [bpfmap.link-rounds :as link-rounds]
             [bpfmap.links :as links :refer [counter counting]]
             [bpfmap.linux :as linux]
             [bpfmap.object :as object]
@@ -19,6 +20,7 @@
             [bpfmap.since :as since]
             [bpfmap.transcript :as transcript]
             [clojure.data.json :as json]
+            [clojure.edn :as edn]
             [clojure.java.io :as io]
             [clojure.string :as str]
             [clojure.test :refer [are deftest is testing]])
@@ -382,6 +384,48 @@
                    :provoke links/run-child
                    :info {:type :uprobe-multi}}))))
 
+(kernel-test ^{:needs [[:kernel :uprobe-sessions]]} k1-uprobe-sessions
+  (testing "one link runs a program when functions begin, and when they return"
+    ;; A file of its own: other processes run bash too.
+    (let [file (java.io.File/createTempFile "bpfmap" ".bash")
+          bash (str file)]
+      (try
+        (io/copy (io/file "/bin/bash") file)
+        (.setExecutable file true)
+        (doseq [[result runs] {0 2, 1 1}]
+          (with-open [m (counter)
+                      calls (counter)
+                      p (loaded :kprobe (counting m result)
+                                :expected-attach-type :trace-uprobe-session)
+                      entry (loaded :kprobe (counting calls 0))
+                      l (link/attach p {:uprobe-multi bash :symbols ["xmalloc"] :session true})
+                      _ (link/attach entry {:uprobe bash :symbol "xmalloc"})]
+            (is (= {:type :uprobe-multi :functions 1} (select-keys (link/info l)
+                                                                   [:type :functions])))
+            (fixture/run [bash "-c" "true"])
+            (is (pos? (calls 0)))
+            (is (= (* runs (calls 0)) (m 0)) (str "result " result))))
+        (finally (io/delete-file file true))))
+    (with-open [p (loaded :kprobe [[:mov64 :r0 0] [:exit]])]
+      (let [{:keys [message] :bpfmap/keys [error]}
+            (error-of (link/attach p {:uprobe-multi "/bin/bash" :symbols ["main"] :session true}))]
+        (is (= :invalid-value error))
+        (is (str/includes? message ":trace-uprobe-multi or :trace-uprobe-session"))))))
+
+(kernel-test ^{:needs [[:kernel :links-of-perf-events]]} k1-k8-hardware-counters
+  (testing "a counter of the processor runs a program, or the error says that there is none"
+    (let [target {:perf-event {:type :hardware :event :instructions :period 100000}}]
+      (with-open [m (counter)
+                  p (loaded :perf-event (counting m 0))]
+        (if-let [{:keys [message] :bpfmap/keys [error]} (error-of (.close ^Closeable
+                                                                          (link/attach p target)))]
+          (do
+            (is (= :not-supported error))
+            (is (str/includes? message (str "this machine does not count that event; virtual "
+                                            "machines often have no hardware counters"))))
+          (with-open [_ (link/attach p target)]
+            (is (moves? m #(links/spin 20)))))))))
+
 (kernel-test ^{:needs [[:kernel :links-of-perf-events]]} k1-clocks
   (testing "a clock runs a program on every CPU, on one, or for one thread"
     (doseq [target [{:perf-event {:frequency 999}}
@@ -710,7 +754,7 @@
              (is (str/includes? message "it is detached when no process and no pin has it any more")))
            (let [{:keys [message] :bpfmap/keys [error]} (error-of (link/update! l p))]
              (is (= :not-found error))
-             (is (str/includes? message "the link was detached, or its device, cgroup or network"))))
+             (is (str/includes? message "the link was detached, or its network interface was removed"))))
          (testing "a device that is renamed keeps its links, one that is removed does not"
            (with-open [gone (link/attach p {:xdp "v1"})]
              (let [{:keys [ifindex] :as info} (link/info gone)
@@ -730,6 +774,38 @@
                     #(link/pin! l (fixture/new-pin))]]
            (.close ^Closeable l)
            (is (= :closed (:bpfmap/error (error-of (f)))))))))))
+
+(kernel-test ^{:needs [[:target :tcx]]} k2-k3-targets-that-are-gone
+  (testing "a link whose target was removed says so, also after it was opened from its pin"
+    (let [gone? (fn [l program words]
+                  (try
+                    (link/update! l program)
+                    false
+                    (catch clojure.lang.ExceptionInfo e
+                      (and (= :not-found (:bpfmap/error (ex-data e)))
+                           (str/includes? (ex-message e) words)))))]
+      (links/in-network-namespace
+       (fn []
+         (with-open [p (loaded :sched-cls [[:mov64 :r0 -1] [:exit]])
+                     l (link/attach p {:tcx :ingress :interface "v1"})]
+           (let [path (fixture/new-pin)]
+             (link/pin! l path)
+             (fixture/run [(fixture/executable "ip") "link" "del" "v0"])
+             (with-open [again (link/open path)]
+               (is (nil? (:ifindex (link/info again))))
+               (is (gone? again p "the link was detached, or its network interface was removed"))
+               (is (str/includes? (:message (error-of (link/attached {:tcx :ingress
+                                                                      :interface "v1"})))
+                                  "No network interface \"v1\"")))
+             (.delete (io/file path))
+             (is (= :not-found (:bpfmap/error (error-of (link/open path)))))))))
+      (with-open [p (loaded :cgroup-device [[:mov64 :r0 1] [:exit]])
+                  ^Closeable cgroup (objects/cgroup)
+                  l (link/attach p {:cgroup (:path cgroup)})]
+        (.close cgroup)
+        (is (eventually? #(gone? l p "the link was detached, or its cgroup was removed")))
+        (is (str/includes? (:message (error-of (link/attach p {:cgroup (:path cgroup)})))
+                           "does not exist (any more)"))))))
 
 ;; --- iterators
 
@@ -1106,111 +1182,86 @@
           (is (= :permission error))
           (is (str/includes? message "CAP_PERFMON")))))))
 
-(defn- round-kinds
-  "Kinds of links for rounds, each with a function that loads its program, and a target.
-
-  The targets are in a network namespace of [[links/in-network-namespace]]."
-  [cgroup]
-  (let [nothing [[:mov64 :r0 0] [:exit]]]
-    {:raw-tracepoint [#(loaded :raw-tracepoint nothing) {:raw-tracepoint "sched_switch"}]
-     :tp-btf [#(loaded :tracing nothing :expected-attach-type :trace-raw-tp
-                       :attach-btf-id (links/btf-id :typedef "btf_trace_sched_switch"))
-              {:tp-btf "sched_switch"}]
-     :tracepoint [#(loaded :tracepoint nothing) {:tracepoint "sched/sched_switch"}]
-     :uprobe [#(loaded :kprobe nothing) {:uprobe "/bin/bash" :symbol "main"}]
-     :uprobe-multi [#(loaded :kprobe nothing :expected-attach-type :trace-uprobe-multi)
-                    {:uprobe-multi "/bin/bash" :symbols ["main" "readline"]}]
-     :perf-event [#(loaded :perf-event nothing) {:perf-event {:frequency 1}}]
-     :iter [#(links/iterator "task" nothing) {:iter "task"}]
-     :xdp [#(loaded :xdp [[:mov64 :r0 2] [:exit]]) {:xdp "v1"}]
-     :tcx [#(loaded :sched-cls [[:mov64 :r0 -1] [:exit]]) {:tcx :ingress :interface "v1"}]
-     :cgroup [#(loaded :cgroup-device [[:mov64 :r0 1] [:exit]]) {:cgroup (:path cgroup)}]
-     :sk-lookup [#(loaded :sk-lookup [[:mov64 :r0 1] [:exit]] :expected-attach-type :sk-lookup)
-                 {:sk-lookup :self}]
-     :flow-dissector [#(loaded :flow-dissector nothing) {:flow-dissector :self}]
-     :netfilter [#(loaded :netfilter [[:mov64 :r0 1] [:exit]] :expected-attach-type :netfilter)
-                 {:netfilter :ipv4 :hook :forward}]}))
-
-(defn- perf-events
-  "The number of perf events that this process has open."
-  []
-  (count (filter #(try
-                    (str/includes? (str (Files/readSymbolicLink (.toPath ^java.io.File %)))
-                                   "perf_event")
-                    (catch java.io.IOException _ false))
-                 (.listFiles (io/file "/proc/self/fd")))))
-
-(defn- attach-again
-  "Attaches a program to a target that it was attached to until just now.
-
-  Whoever lists the links of the host may still have the link open that was closed here."
-  ^Closeable [program target]
-  (loop [tries 12000]
-    (let [l (try
-              (link/attach program target)
-              (catch clojure.lang.ExceptionInfo e
-                (when-not (and (pos? tries) (#{:busy :exists} (:bpfmap/error (ex-data e))))
-                  (throw e))))]
-      (or l (do (Thread/sleep 5) (recur (dec tries)))))))
-
-(defn rounds
-  "Attaches and detaches n times each kind of link; returns by kind the milliseconds that it took,
-  and the descriptors, perf events and links that were left."
-  [n]
-  (links/in-network-namespace
-   (fn []
-     (with-open [cgroup (objects/cgroup)]
-       (let [here (filterv #(since/here? [:target (key %)]) (round-kinds cgroup))
-             programs (mapv (fn [[_ [program]]] (program)) here)]
-         (try
-           (doseq [[[_ [_ target]] program] (map vector here programs)]
-             (.close ^Closeable (link/attach program target)))
-           (let [before [(fixture/settled-descriptors) (perf-events)]]
-             (into {}
-                   (for [[[kind [_ target]] program] (map vector here programs)]
-                     (let [begun (System/nanoTime)]
-                       (dotimes [_ n]
-                         (.close (attach-again program target)))
-                       (let [ended (System/nanoTime)
-                             id (:id (prog/info program))
-                             gone? #(not-any? #{id} (map :program-id (host/links)))]
-                         [kind {:millis (quot (- ended begun) 1000000)
-                                :left (map - [(fixture/open-descriptors) (perf-events)] before)
-                                :no-link (eventually? gone?)}])))))
-           (finally (run! #(.close ^Closeable %) programs))))))))
-
 (kernel-test ^:volume k9-rounds
   (testing "attaching and detaching many times leaves no descriptor, perf event or link"
-    (doseq [[kind found] (rounds 12)]
+    (doseq [[kind found] (link-rounds/rounds 12)]
       (is (= {:left [0 0] :no-link true} (dissoc found :millis)) (str kind " " found)))))
 
-(kernel-test k9-killed-processes
-  (testing "a process that is killed leaves no link"
-    (with-open [m (counter)
+(def ^:private story
+  "Code of a process that attaches what the page attaches, prints the ids of the programs, and waits.
+
+  It evaluates `args`: the paths of a pinned program, a cgroup and a program with probes, or nil."
+  '(do
+     (require '[bpfmap.link :as link] '[bpfmap.object :as object] '[bpfmap.prog :as prog])
+     (defn of [file & options]
+       (object/load (object/read (str "test/objects/" file "-el.o")) (apply hash-map options)))
+     (defn loaded [type r0 & more]
+       (prog/load (merge {:type type :name "t_killed" :insns [[:mov64 :r0 r0] [:exit]]}
+                         (apply hash-map more))))
+     (def latency (of "latency"))
+     (def attachments
+       (concat
+        (map (fn [p] [p nil]) (vals (:programs latency)))
+        [[(prog/open (:pinned args)) {:raw-tracepoint "sched_switch"}]
+         [(loaded :kprobe 0) {:uprobe "/bin/bash" :symbol "main"}]
+         [(loaded :perf-event 0) {:perf-event {:frequency 1}}]
+         [(loaded :xdp 2) {:xdp "v1"}]
+         [(loaded :sched-cls -1) {:tcx :ingress :interface "v1"}]
+         [(loaded :cgroup-device 1) {:cgroup (:cgroup args)}]
+         [(loaded :tracing 0 :expected-attach-type :trace-iter :attach-btf-id (:iterator args))
+          {:iter "task"}]]
+        (when-let [path (:traced args)]
+          [[(get (:programs (of "usdt")) "any_probe")
+            {:usdt path :provider "server" :name "request"}]])))
+     (def links (mapv (fn [[p target]] (link/attach p target)) attachments))
+     (def newer (of "newer"))
+     (def control (link/attach (get (:maps newer) "own_cc")))
+     (prn (mapv (comp :id prog/info first) attachments))
+     (flush)
+     (Thread/sleep 600000)))
+
+(kernel-test ^{:needs [[:target :tcx] [:map-type :arena]]} k9-killed-processes
+  (testing "a process that is killed leaves no link, program or registered struct"
+    (with-open [cgroup (objects/cgroup)
+                traced (probed/program server)
+                m (counter)
                 p (loaded :raw-tracepoint (counting m 0) :name "t_killed")]
       (let [path (fixture/new-pin)
             _ (prog/pin! p path)
-            code (pr-str `(do (require '[bpfmap.link :as ~'link] '[bpfmap.prog :as ~'prog])
-                              (def ~'l (~'bpfmap.link/attach (~'bpfmap.prog/open ~path)
-                                                             {:raw-tracepoint "sched_switch"}))
-                              (println "ready")
-                              (flush)
-                              (Thread/sleep 60000)))
+            code (pr-str `(do (def ~'args ~{:pinned path
+                                            :cgroup (:path cgroup)
+                                            :iterator (links/btf-id :func "bpf_iter_task")
+                                            :traced (when (fixture/x86-64?) (:path traced))})
+                              ~story))
+            registered? #(str/includes?
+                          (slurp "/proc/sys/net/ipv4/tcp_available_congestion_control") "own_cc")
+            held #(:programs (link/attached {:cgroup (:path cgroup) :attach-type :cgroup-device}))
             ^java.util.List command
             [(str (System/getProperty "java.home") "/bin/java")
              "--enable-native-access=ALL-UNNAMED" "-XX:TieredStopAtLevel=1"
              "-cp" (System/getProperty "java.class.path") "clojure.main" "-e" code]
-            process (.start (ProcessBuilder. command))]
+            ^Process process (links/in-network-namespace #(.start (ProcessBuilder. command)))]
         (try
-          (is (= "ready" (.readLine ^java.io.BufferedReader
-                                    (io/reader (.getInputStream process)))))
-          (is (moves? m #(Thread/sleep 1)))
-          (.destroyForcibly process)
-          (.waitFor process)
-          (is (stands-still? m #(Thread/sleep 1)))
-          (is (not-any? #{(:id (prog/info p))} (map :program-id (host/links))))
+          (let [ids (set (edn/read-string (.readLine ^java.io.BufferedReader
+                                                     (io/reader (.getInputStream process)))))
+                linked #(some ids (map :program-id (host/links)))
+                others (disj ids (:id (prog/info p)))
+                there #(some others (map :id (host/programs {:brief true})))]
+            (is (<= 9 (count ids)))
+            (is (moves? m #(Thread/sleep 1)))
+            (is (linked))
+            (is (registered?))
+            (is (seq (held)))
+            (.destroyForcibly process)
+            (.waitFor process)
+            (is (eventually? (complement linked)))
+            (is (eventually? (complement there)))
+            (is (eventually? (complement registered?)))
+            (is (empty? (held)))
+            (is (stands-still? m #(Thread/sleep 1))))
           (finally
             (.destroyForcibly process)
+            (.waitFor process)
             (.delete (io/file path))))))))
 
 ;; --- programs of objects

@@ -44,6 +44,7 @@
    :timers "5.15"
    :links-of-perf-events "5.15"
    :info-of-perf-events "6.6"
+   :uprobe-sessions "6.14"
    :iterators-of-one-task "6.2"
    :iterators-of-cgroups "6.1"
    :loops "5.17" ; the helper bpf_loop

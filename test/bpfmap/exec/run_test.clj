@@ -94,6 +94,27 @@
         (is (= "#bpfmap.exec/run {:file \"test/objects/calls-el.o\", :only [\"on_enter\"], :interval 1.0}"
                (pr-str (exec/run {:file calls :only ["on_enter"]}))))))))
 
+(kernel-test k10-q4-histogram-of-a-run
+  (testing "a histogram of system calls, which is read while the run goes on"
+    (let [before (fixture/settled-descriptors)
+          read-histogram (fn [{:keys [maps]}]
+                           (when-let [{:keys [id]} (first (filter #(= "latencies" (:name %))
+                                                                  maps))]
+                             (first (exec/hist {:ref id}))))
+          rows (into []
+                     (map (fn [row] (calls! 50) (assoc row :histogram (read-histogram row))))
+                     (exec/run {:file "test/objects/latency-el.o" :seconds 0.6 :interval 0.2
+                                :var {"only" this-pid}}))
+          histograms (keep :histogram (rest rows))]
+      (is (= ["tracepoint raw_syscalls/sys_enter" "tracepoint raw_syscalls/sys_exit"]
+             (map :attached-to (:programs (first rows)))))
+      (is (seq histograms))
+      (is (= #{:log2} (set (map :kind histograms))))
+      (is (<= 50 (:total (last histograms))))
+      (is (apply <= (map :total histograms)))
+      (is (gone? (map :id (:programs (first rows)))))
+      (is (= before (fixture/settled-descriptors))))))
+
 ;; --- failures
 
 (kernel-test q4-failure-undoes-everything
