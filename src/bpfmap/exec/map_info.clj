@@ -39,7 +39,6 @@
     (fields/row [["id" number]
                  ["type" (name-in map-types/types :number)]
                  ["name" text]
-                 ["kernel-name" text]
                  ["key-size" number]
                  ["value-size" number]
                  ["max-entries" number]
@@ -61,7 +60,8 @@
                  ["btf-key-type-id" number]
                  ["btf-value-type-id" number]
                  ["map-extra" number]
-                 ["ifindex" number]]
+                 ["ifindex" number]
+                 ["kernel-name" text]]
                 {"key" "key-size" "value" "value-size" "max" "max-entries" "memory" "memlock"
                  "held-by" "held"})))
 
