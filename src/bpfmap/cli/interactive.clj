@@ -59,16 +59,11 @@
 (defn- on-screen
   "Calls f with a function that draws a state.
 
-  Calls `on-key`, unless it is nil, with each character that is typed, on another thread. Returns
-  the result of f and the height of the screen, nil if nothing was drawn."
-  [f frame on-key]
-  (let [[open read-keys size draw
-         suspended close] (map #(requiring-resolve (symbol "bpfmap.cli.screen" %))
-                               ["open" "read-keys" "size" "draw" "suspended" "close"])
-        ;; Not before there is something to show
-        screen (delay (when-let [screen (open)]
-                        (when on-key (read-keys screen on-key))
-                        screen))
+  Returns the result of f and the height of the screen, nil if nothing was drawn."
+  [f frame]
+  (let [[open size draw suspended close] (map #(requiring-resolve (symbol "bpfmap.cli.screen" %))
+                                              ["open" "size" "draw" "suspended" "close"])
+        screen (delay (open)) ; not before there is something to show
         opened #(when (realized? screen) @screen)]
     (try
       (handling
@@ -83,21 +78,19 @@
 
   `stop` is a promise that a signal delivers. `show` draws a state: the lines of `(frame state
   {:width :height})`. It is nil unless `drawn?`. `:signal` is the name of the signal, `:height`
-  the height of the screen, or nil. `(on-key character stop)` is called for each key that is
-  typed on a screen; it may deliver `:quit`.
+  the height of the screen, or nil.
 
       (run (fn [stop show] (deref stop 1000 nil)) nil false) ;=> {:result nil, :signal nil, :height nil}"
-  [f frame drawn? & [on-key]]
+  [f frame drawn?]
   (let [stop (promise)
         stopping (into {} (map (fn [name] [name #(deliver stop name)])) (keys numbers))]
     (handling
      stopping
      (fn []
        (let [[result height] (if drawn?
-                               (on-screen #(f stop %) frame (when on-key #(on-key % stop)))
-                               [(f stop nil)])
-             stopped-by (deref stop 0 nil)]
-         {:result result :signal (when-not (= :quit stopped-by) stopped-by) :height height})))))
+                               (on-screen #(f stop %) frame)
+                               [(f stop nil)])]
+         {:result result :signal (deref stop 0 nil) :height height})))))
 
 (defn exit-code
   "Returns the exit code for the name of a signal, or for nil.

@@ -7,7 +7,6 @@
             [bpfmap.exec.demo :as demo]
             [bpfmap.exec.output :as output]
             [bpfmap.exec.programs :as programs]
-            [bpfmap.exec.query :as query]
             [bpfmap.exec.tail :as exec.tail]
             [bpfmap.exec.top :as exec.top]
             [bpfmap.exec.views :as views]
@@ -148,11 +147,11 @@
   "Returns a function from a frame and a screen size to lines.
 
   Rows for which `lively` is true are bold."
-  [{:keys [titles columns lively order] :or {order identity}}]
+  [{:keys [titles columns lively]}]
   (let [seen (volatile! {})]
     (fn [frame {:keys [width height]}]
       (let [heading (titles frame)
-            shown (take (max 0 (- (long height) (count heading) 1)) (order (:rows frame)))
+            shown (take (max 0 (- (long height) (count heading) 1)) (:rows frame))
             {:keys [lines widths]} (output/fitted (steady columns @seen) shown
                                                   (dec (long width)))]
         (vswap! seen #(merge-with max % widths))
@@ -172,28 +171,19 @@
 (defn- run-top
   "Shows frames until they end, or until a signal.
 
-  `(frames stop)` returns the frames, `on-key` is as for `interactive/run`."
-  [frames {:keys [format]} {:keys [on-key] :as table}]
+  `(frames stop)` returns the frames."
+  [frames {:keys [format]} table]
   (let [drawn? (and (nil? format) (interactive/terminal?))
         lines-of (top-lines table)
-        redraw (volatile! nil)
         {:keys [signal result height]}
         (interactive/run (fn [stop show]
                            (let [frames (frames stop)]
                              (cond
-                               drawn? (reduce (fn [_ frame]
-                                                (vreset! redraw #(show frame))
-                                                (show frame)
-                                                frame)
-                                              nil frames)
+                               drawn? (reduce (fn [_ frame] (show frame) frame) nil frames)
                                format (output/print-records format frames)
                                :else (run! #(print-top % table) frames))))
                          lines-of
-                         drawn?
-                         (when on-key
-                           (fn [character stop]
-                             (on-key character stop)
-                             (some-> @redraw (apply [])))))]
+                         drawn?)]
     {:as-text true
      ;; The last screen stays visible above the prompt.
      :lines (when (and drawn? result height)
@@ -253,39 +243,17 @@
   (not (and (zero? (double (or entries-per-second 0.0)))
             (zero? (double (or changes-per-second 0.0))))))
 
-(def ^:private orders
-  "The keys that sort the table of `top`, with the column and its name."
-  {\c ["-changes-per-second" "CHANGES/S"]
-   \e ["-entries-per-second" "ENTRIES/S"]
-   \f ["-full" "FULL"]
-   \n ["name" "NAME"]
-   \i ["id" "ID"]})
-
-(defn- map-titles [{:keys [maps rows]} options chosen live?]
-  [(str (output/plural maps "map" "maps") ", " (count (filter changes? rows)) " changed"
-        (when chosen (str ", sorted by " (second (orders chosen)))))
-   (str (clock-text options)
-        (when live? "; keys: c, e, f, n and i sort, q ends"))
+(defn- map-titles [{:keys [maps rows]} options]
+  [(str (output/plural maps "map" "maps") ", " (count (filter changes? rows)) " changed")
+   (str (clock-text options) "; stop with Ctrl-C")
    ""])
 
 (defn top
   "Shows the maps of the host until `:seconds`, `:rounds` or Ctrl-C."
-  [{:keys [limit] :as options} {:keys [format] :as request}]
-  (let [live? (and (nil? format) (interactive/terminal?))
-        chosen (atom nil)
-        order (fn [rows]
-                (cond->> (if-let [[column] (orders @chosen)]
-                           (exec.top/ordered (query/column column) rows)
-                           rows)
-                  limit (take limit)))]
-    ;; On a terminal, another order may need rows beyond the limit.
-    (run-top #(exec.top/top (cond-> options live? (dissoc :limit)) %) request
-             {:titles #(map-titles % options @chosen live?) :columns map-columns
-              :lively changes? :printed any? :order order
-              :on-key (fn [character stop]
-                        (cond
-                          (orders character) (reset! chosen character)
-                          (= \q character) (deliver stop :quit)))})))
+  [options request]
+  (run-top #(exec.top/top options %) request
+           {:titles #(map-titles % options) :columns map-columns
+            :lively changes? :printed any?}))
 
 ;; --- tail
 

@@ -4,7 +4,7 @@
   This is the only namespace that requires JLine. It is loaded when a screen is opened."
   (:require [bpfmap.impl.escape :as escape]
             [clojure.string :as str])
-  (:import (java.io Closeable IOException Reader)
+  (:import (java.io Closeable)
            (org.jline.terminal Attributes Attributes$LocalFlag Terminal TerminalBuilder
                                TerminalBuilder$SystemOutput)
            (org.jline.utils InfoCmp$Capability)))
@@ -72,29 +72,6 @@
   (locking lock
     (leave screen)
     (.close ^Closeable (:terminal screen))))
-
-(defn read-keys
-  "Calls f with each character that is typed, until the screen is closed.
-
-  On another thread. Keys arrive without Enter from now on."
-  [{:keys [^Terminal terminal ^Attributes quiet]} f]
-  (.setLocalFlag quiet Attributes$LocalFlag/ICANON false)
-  (.setAttributes terminal quiet)
-  (let [^Reader reader (.reader terminal)]
-    (doto (Thread. ^Runnable
-                   (fn []
-                     (try
-                       (loop []
-                         (let [c (.read reader)]
-                           (when-not (neg? c)
-                             (f (char c))
-                             (recur))))
-                       ;; Closing the terminal ends the read.
-                       (catch IOException _)
-                       (catch IllegalStateException _)))
-                   "bpfmap-keys")
-      (.setDaemon true)
-      (.start))))
 
 (def ^:private styles
   {:bold InfoCmp$Capability/enter_bold_mode})

@@ -175,8 +175,7 @@
     :text ["CHANGES/S is the number of entries that were added, removed or have another"
            "value, each counted once for an interval. It is measured for maps up to 64"
            "KiB. ENTRIES/S is the growth of the number of entries. Sorts by change, fastest"
-           "first, and then by FULL. The keys c, e, f, n and i sort by CHANGES/S,"
-           "ENTRIES/S, FULL, NAME and ID, and q or Ctrl-C ends it. If the output is not a"
+           "first, and then by FULL, unless --sort is given. If the output is not a"
            "terminal, prints all maps at every interval. Requires CAP_SYS_ADMIN."]
     :examples [{} {:held-by "agent" :interval 5} {:once true :sort "-full" :limit 10}]
     :fn 'bpfmap.exec.top/top :run true}

@@ -163,31 +163,6 @@
                   (is (some #(re-find #"^\*  10\.0\.0\.7" %) lines) "the last table stays"))
                 (future-cancel changing)))))))))
 
-(kernel-test live-top-on-terminal
-  (testing "keys sort the table of top, q ends it, and the terminal is as before"
-    (let [spec {:type :hash :key :u32 :value :u32 :max-entries 10}]
-      (with-open [_ ^Closeable (bpf/create (assoc spec :name "t_top_b" :contents {1 1}))
-                  _ ^Closeable (bpf/create (assoc spec :name "t_top_a" :contents {1 1 2 2}))]
-        (on-terminal [120 20]
-          (type-line "before=$(stty -g)")
-          (clear)
-          (type-line (str "$bpfmap top --name 't_top_?' --interval 0.2; echo ended $?; "
-                          "[ \"$before\" = \"$(stty -g)\" ] && echo same"))
-          (wait-for (line? #"^\d+ maps, 0 changed$"))
-          (let [order (fn [key heading]
-                        (tmux "send-keys" "-t" "it" key)
-                        (->> (wait-for (line? (re-pattern (str "sorted by " heading))))
-                             (keep #(second (re-find #"  (t_top_[ab]) " %)))
-                             distinct))]
-            (is (= ["t_top_a" "t_top_b"] (order "f" "FULL")))
-            (is (= ["t_top_b" "t_top_a"] (order "i" "ID")))
-            (is (= ["t_top_a" "t_top_b"] (order "n" "NAME"))))
-          (tmux "send-keys" "-t" "it" "q")
-          (let [lines (wait-for (line? #"^same"))]
-            (is (some #{"ended 0"} lines))
-            (is (not-any? #(re-find #"Exception" %) lines))
-            (is (some #(re-find #"  t_top_a  " %) lines) "the last table stays")))))))
-
 ;; --- questions
 
 (kernel-test confirm-others-map

@@ -88,7 +88,7 @@
         (let [words ["top" "--once" "--interval" "0.01" "--name" (str own "_*")]
               {:keys [exit out err]} (apply bpfmap words)]
           (is (= [0 ""] [exit err]))
-          (is (re-find #"^4 maps, 0 changed\n\d\d:\d\d:\d\d, every 0.01 s\n" out))
+          (is (re-find #"^4 maps, 0 changed\n\d\d:\d\d:\d\d, every 0.01 s; stop with Ctrl-C\n" out))
           (is (re-find (re-pattern (str "(?m)^ *" (id-of still) "  hash +" own
                                         "_still +9 +10 +90.0% +0.0 +0.0  "))
                        out))
