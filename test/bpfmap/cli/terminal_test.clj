@@ -213,13 +213,11 @@
   (testing "edit runs the editor of the environment, and writes what it saved"
     (with-open [m ^Closeable (bpf/create {:name "terminal_edit" :type :hash :key :u32 :value :u32
                                           :max-entries 1 :contents {7 1}})]
-      (on-terminal [120 20]
+      (on-terminal [200 20]
         (let [line (str "$bpfmap edit " (:id (bpf/info m)) " 7 --yes --key-type u32"
                         " --value-type u32")]
-          (is (= ["7  5  (was 1)"]
-                 (drop-while #(re-find #"^\$|value-type" %)
-                             (run-line (str "VISUAL= EDITOR=\"sed -i 's/:value 1/:value 5/'\" "
-                                            line)))))
+          (is (some #{"7  5  (was 1)"}
+                    (run-line (str "VISUAL= EDITOR=\"sed -i 's/:value 1/:value 5/'\" " line))))
           (is (= 5 (m 7)))
           (is (some #{"bpfmap: the editor ended with exit code 1; nothing was written"}
                     (run-line (str "VISUAL=false EDITOR=true " line))))
