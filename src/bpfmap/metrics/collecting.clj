@@ -94,7 +94,9 @@
         (note (cond-> {:map text :up up} message (assoc :message message)))))))
 
 (defn- read-host
-  "Returns the families of the host, or none if it cannot be read, which is reported once."
+  "Returns the families of the host, or none if it cannot be read.
+
+  The reason is reported once."
   [{:keys [config note state]}]
   (let [[families message] (try
                              [(vec (metrics.host/read-host (:host config) (:limit config))) nil]

@@ -191,7 +191,9 @@
                                   "give :offset in place of :symbol")}))
 
 (defn- with-file
-  "Calls f with what `bpfmap.impl.elf.symbols` opens of a file; nil if it is not a 64-bit ELF file."
+  "Calls f with what `bpfmap.impl.elf.symbols` opens of a file.
+
+  Returns nil if it is not a 64-bit ELF file."
   [path ctx f]
   (let [^Fd fd (call/open-file path true ctx)]
     (try
