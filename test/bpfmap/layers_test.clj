@@ -317,11 +317,20 @@
                                             "(try (bpf/create {:type :hash :key :u32 :value :u32 "
                                             ":max-entries 1})"
                                             " (catch Exception e (prn (:bpfmap/error (ex-data e))) "
-                                            "(println (ex-message e))))"))]
+                                            "(println (ex-message e))))"
+                                            "(require '[bpfmap.sim :as sim])"
+                                            "(with-open [m (sim/create {:type :percpu-hash :key :u32 "
+                                            ":value :u32 :max-entries 2 :contents {1 [2 3]}})]"
+                                            " (try (bpf/put-all! m {1 [4 5] 2 [6 7] 3 [8 9]})"
+                                            "  (catch Exception e (prn (:bpfmap/error (ex-data e)))))"
+                                            " (prn (bpf/count-entries m) (m 1)))"))]
       (is (= 0 exit) err)
       (is (= [":not-supported"
-              "The kernel cannot be called: BPF maps live in the Linux kernel; this is Plan 9"]
-             (str/split-lines out))))))
+              "The kernel cannot be called: BPF maps live in the Linux kernel; this is Plan 9"
+              ":map-full"
+              "2 [4 5]"]
+             (str/split-lines out))
+          "a simulated map works"))))
 
 (deftest native-access-flag
   (testing "a call without native access names the flag"

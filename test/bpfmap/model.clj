@@ -10,6 +10,7 @@
   | key           | what it is                                                                                     |
   |---------------|------------------------------------------------------------------------------------------------|
   | `:spec`       | of the map; every trial creates a fresh one                                                    |
+  | `:create`     | creates the map from it; `bpf/create` where nothing is said                                     |
   | `:init`       | the state of the model while the map is fresh                                                  |
   | `:command`    | a generator of commands, which are an operation and its arguments: `[:put! 1 2]`               |
   | `:step`       | `(step state command)` returns `[state answer]`; a function as the answer is asked of the map's |
@@ -147,10 +148,11 @@
   Returns `{:trace [[command answer] …]}`, and at the first difference ends with it as
   `:difference`: `{:of :answer or :contents, :found what the map says, :expected what the model
   says}`."
-  [{:keys [spec init step contents settle] :or {contents #(into {} %) settle equal} :as model}
+  [{:keys [spec create init step contents settle]
+    :or {create bpf/create contents #(into {} %) settle equal} :as model}
    commands]
   (let [operations (merge operations (:operations model))]
-    (with-open [m ^Closeable (bpf/create spec)]
+    (with-open [m ^Closeable (create spec)]
       (loop [state init observed {} trace [] commands (seq commands)]
         (let [found (guarded #(contents m))
               known (when-not (thrown found) (settle state (assoc observed :contents found)))]

@@ -45,7 +45,7 @@
 
 (def ^:private length 5)
 
-(def ^:private array-model
+(def array-model
   {:spec {:name "t_model" :type :array :key :u32 :value :u64 :max-entries length}
    :init (vec (repeat length 0))
    :command (model/key-commands (gen/choose 0 length) value)

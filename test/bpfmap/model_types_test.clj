@@ -14,11 +14,11 @@
 
 (set! *warn-on-reflection* true)
 
-(def ^:private small-key (gen/choose 0 9))
-(def ^:private value (gen/choose 0 1000))
-(def ^:private capacity 6)
+(def small-key (gen/choose 0 9))
+(def value (gen/choose 0 1000))
+(def capacity 6)
 
-(def ^:private hash-model
+(def hash-model
   {:spec {:name "t_model" :type :hash :key :u32 :value :u64 :max-entries capacity}
    :init {}
    :command (model/key-commands small-key value)
@@ -50,7 +50,7 @@
                (or (#{:put! :insert! :replace! :put-all!} op) (= contents state)))
       contents)))
 
-(def ^:private lru-model
+(def lru-model
   (merge hash-model {:step lru-step :settle lru-settle}
          {:spec (assoc (:spec hash-model) :type :lru-hash)}))
 
@@ -131,7 +131,7 @@
     :take! [state :not-supported]
     ((model/hash-step capacity) state command)))
 
-(def ^:private lpm-model
+(def lpm-model
   (merge hash-model
          {:spec {:name "t_model" :type :lpm-trie :max-entries capacity :flags #{:no-prealloc}
                  :key [:prefix :ipv4] :value :u64}
@@ -184,7 +184,7 @@
    :pop!  (fn [m] (bpf/pop! m :none))
    :peek  (fn [m] (bpf/peek m :none))})
 
-(defn- keyless-model
+(defn keyless-model
   "`end` takes the next value to be popped from a vector of pushed values, `others` the rest.
   All there is can be read only by popping it; what was popped is pushed again, in the order that
   restores it."
@@ -221,7 +221,7 @@
 
 ;; --- maps of maps
 
-(defn- hash-of-maps-model
+(defn hash-of-maps-model
   "Values are numbers of `inner` maps: the map is given the open map, and what it gives back is
   opened to see which."
   [inner-spec inner]
@@ -254,7 +254,7 @@
 
 (def ^:private slots "How many an array of maps has." 5)
 
-(defn- array-of-maps-model
+(defn array-of-maps-model
   "Is like [[hash-of-maps-model]]; the state has the filled slots."
   [inner-spec inner]
   (let [step (model/hash-step slots)]
@@ -318,7 +318,7 @@
           [state [:done 0]]
           entries))
 
-(defn- with-many
+(defn with-many
   "The model with the operations on many entries. Writing many is writing one after the other, up
   to the first failure."
   [{:keys [step] :as model} k v]

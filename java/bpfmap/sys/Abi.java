@@ -63,6 +63,7 @@ public final class Abi {
     public static final int ESRCH = 3;
     public static final int EINTR = 4;
     public static final int E2BIG = 7;
+    static final int EBADF = 9;
     public static final int EAGAIN = 11;
     public static final int ENOMEM = 12;
     public static final int EACCES = 13;
@@ -72,6 +73,7 @@ public final class Abi {
     public static final int EINVAL = 22;
     public static final int EMFILE = 24;
     public static final int ENOSPC = 28;
+    static final int ERANGE = 34;
     public static final int EOPNOTSUPP = 95;
     public static final int EINPROGRESS = 115;
     /** Internal to the kernel, but returned by {@code bpf(2)}: the operation is not supported. */

@@ -39,6 +39,9 @@ public final class Attr implements AutoCloseable {
     private int used;
     private boolean closed;
 
+    /** A simulated map among the descriptors, which then runs the command; or null. */
+    private SimulatedMap simulated;
+
     /** Arena of buffers that do not fit into the call buffer; null if there are none. */
     private Arena arena;
 
@@ -81,6 +84,9 @@ public final class Attr implements AutoCloseable {
     public int use(Fd fd) {
         int number = fd.acquire();
         inUse.add(fd);
+        if (fd.simulated != null) {
+            simulated = fd.simulated;
+        }
         return number;
     }
 
@@ -133,14 +139,18 @@ public final class Attr implements AutoCloseable {
      * the negated errno.
      */
     public long call(int command) {
-        return Native.bpf(capture, command, attr.address(), used);
+        return simulated == null
+            ? Native.bpf(capture, command, attr.address(), used)
+            : simulated.command(command, attr.address());
     }
 
     /**
      * Makes the {@code bpf(2)} call once, for a command that must not be repeated unconditionally.
      */
     public long callOnce(int command) {
-        return Native.syscall(capture, Abi.SYS_BPF, command, attr.address(), used, 0, 0);
+        return simulated == null
+            ? Native.syscall(capture, Abi.SYS_BPF, command, attr.address(), used, 0, 0)
+            : simulated.command(command, attr.address());
     }
 
     /** Frees the memory and ends the use of the descriptors. */

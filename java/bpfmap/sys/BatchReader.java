@@ -210,8 +210,10 @@ public final class BatchReader implements Reader {
             attr.set(JAVA_INT, Abi.BATCH_MAP_FD, number);
             attr.set(JAVA_LONG, Abi.BATCH_ELEM_FLAGS, flags);
             attr.set(JAVA_LONG, Abi.BATCH_FLAGS, 0);
-            return (int) Native.syscall(
-                capture, Abi.SYS_BPF, command, attr.address(), Abi.BATCH_SIZE, 0, 0);
+            return (int) (fd.simulated == null
+                ? Native.syscall(
+                    capture, Abi.SYS_BPF, command, attr.address(), Abi.BATCH_SIZE, 0, 0)
+                : fd.simulated.command(command, attr.address()));
         } finally {
             fd.release();
         }

@@ -175,8 +175,10 @@ public final class BatchWriter implements AutoCloseable {
             attr.set(JAVA_INT, Abi.BATCH_COUNT, count);
             attr.set(JAVA_INT, Abi.BATCH_MAP_FD, number);
             attr.set(JAVA_LONG, Abi.BATCH_ELEM_FLAGS, flags);
-            return (int) Native.syscall(capture, Abi.SYS_BPF, command, attr.address(),
-                Abi.BATCH_SIZE, 0, 0);
+            return (int) (fd.simulated == null
+                ? Native.syscall(
+                    capture, Abi.SYS_BPF, command, attr.address(), Abi.BATCH_SIZE, 0, 0)
+                : fd.simulated.command(command, attr.address()));
         } finally {
             fd.release();
         }

@@ -127,8 +127,12 @@ public final class Elements {
         }
     }
 
-    private static int makeCall(int command, CallBuffer buffer, int size) {
-        return (int) Native.bpf(buffer.capture, command, buffer.address + CallBuffer.ATTR, size);
+    private int makeCall(int command, CallBuffer buffer, int size) {
+        long attr = buffer.address + CallBuffer.ATTR;
+        SimulatedMap simulated = fd.simulated;
+        return (int) (simulated == null
+            ? Native.bpf(buffer.capture, command, attr, size)
+            : simulated.command(command, attr));
     }
 
     private void prepare(CallBuffer buffer, int number, long key) {

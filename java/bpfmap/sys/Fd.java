@@ -20,8 +20,12 @@ public final class Fd implements AutoCloseable {
     private final State state;
     private final Cleaner.Cleanable cleanable;
 
-    private Fd(int number) {
-        state = new State(number);
+    /** The map of this process that the descriptor refers to; null for an object of the kernel. */
+    final SimulatedMap simulated;
+
+    private Fd(int number, SimulatedMap simulated) {
+        this.simulated = simulated;
+        state = new State(number, simulated);
         cleanable = CLEANER.register(this, state);
     }
 
@@ -34,7 +38,17 @@ public final class Fd implements AutoCloseable {
         if (number < 0 || number > Integer.MAX_VALUE) {
             throw new IllegalArgumentException("not a file descriptor: " + number);
         }
-        return new Fd((int) number);
+        return new Fd((int) number, null);
+    }
+
+    /** Returns a descriptor that owns a use of a simulated map. */
+    static Fd simulate(SimulatedMap map) {
+        return new Fd(map.number(), map);
+    }
+
+    /** Returns the simulated map, or null for an object of the kernel. */
+    public SimulatedMap simulated() {
+        return simulated;
     }
 
     /**
@@ -87,6 +101,7 @@ public final class Fd implements AutoCloseable {
         }
 
         final int number;
+        private final SimulatedMap simulated;
 
         /**
          * Number of calls in flight, with CLOSED when no more may begin, and RETURNED when the
@@ -94,8 +109,9 @@ public final class Fd implements AutoCloseable {
          */
         private volatile int use;
 
-        State(int number) {
+        State(int number, SimulatedMap simulated) {
             this.number = number;
+            this.simulated = simulated;
         }
 
         int acquire() {
@@ -127,7 +143,12 @@ public final class Fd implements AutoCloseable {
         // A rejected acquire also passes through CLOSED. RETURNED ensures that only one of them
         // closes.
         private void giveBack() {
-            if (USE.compareAndSet(this, CLOSED, CLOSED | RETURNED)) {
+            if (!USE.compareAndSet(this, CLOSED, CLOSED | RETURNED)) {
+                return;
+            }
+            if (simulated != null) {
+                simulated.release();
+            } else {
                 // Never repeated, not even after EINTR: Linux has already released the number.
                 Native.syscall(Abi.SYS_CLOSE, number, 0, 0, 0, 0);
             }

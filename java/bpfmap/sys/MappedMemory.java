@@ -96,6 +96,16 @@ public final class MappedMemory implements AutoCloseable {
     }
 
     /**
+     * Returns memory that somebody else owns as a mapping. Closing it unmaps nothing, but runs an
+     * action, which keeps the memory alive until then.
+     *
+     * @param end runs once, as that of {@link #lend}
+     */
+    static MappedMemory borrow(long address, long size, boolean readOnly, Runnable end) {
+        return new MappedMemory(address, size, readOnly, end);
+    }
+
+    /**
      * Returns a part of the range that can be closed before the whole, and must be. Closing it
      * unmaps nothing, but ends all access to it, and then runs an action.
      *

@@ -11,7 +11,7 @@
             [bpfmap.impl.map-types :as map-types]
             [clojure.string :as str])
   (:import (bpfmap.sys Abi Attr Bytes ClosedFdException Fd FileSyscalls MemlockLimit Native
-                       PossibleCpus)
+                       NotSimulatedException PossibleCpus SimulatedMap)
            (java.io File)
            (java.lang.foreign MemorySegment)
            (java.nio.charset StandardCharsets)
@@ -70,7 +70,9 @@
   [^Fd fd]
   (let [number (.acquire fd)]
     (try
-      (procfs/fdinfo-text number)
+      (if-let [simulated (.simulated fd)]
+        (.fdinfo simulated)
+        (procfs/fdinfo-text number))
       (finally (.release fd)))))
 
 (defn fdinfo
@@ -96,7 +98,12 @@
         (and (= (- Abi/ENOENT) answer) (paths/parent path)) (recur (paths/parent path))
         :else nil))))
 
-(defn- diagnostics
+(defn simulated?
+  "Returns true if a descriptor refers to a map that is simulated in this process."
+  [^Fd fd]
+  (some? (.simulated fd)))
+
+(defn- diagnostics-of-kernel
   "Returns facts about the process and the kernel that can explain a failure."
   [{:keys [op path fd type] :as ctx}]
   {:release (procfs/kernel-release)
@@ -112,6 +119,15 @@
    :file-type (when path (paths/type-of path true))
    :directory (when path (some-> (paths/parent path) paths/directory?))
    :frozen (when fd (= "1" (get (fdinfo fd) "frozen")))})
+
+(defn- diagnostics
+  "Returns facts that can explain a failure.
+
+  A simulated map does not depend on the process and its kernel."
+  [{:keys [^Fd fd] :as ctx}]
+  (if (and fd (simulated? fd))
+    {:frozen (= "1" (procfs/field (fdinfo-text fd) "frozen"))}
+    (diagnostics-of-kernel ctx)))
 
 (defn failure
   "Returns the exception for a negated errno, explained by ctx and diagnostics.
@@ -149,6 +165,12 @@
     (cond
       (instance? ClosedFdException e)
       (closed ctx)
+
+      (instance? NotSimulatedException e)
+      (error/error :not-supported (str (if op (name op) "The operation")
+                                       (when map (str " on map " (error/id-and-name map)))
+                                       " is refused")
+                   {:bpfmap/op op :bpfmap/map map :bpfmap/hint (ex-message e)} e)
 
       (and (instance? UnsupportedOperationException e) (Native/unavailable))
       (error/error :not-supported "The kernel cannot be called"
@@ -234,7 +256,9 @@
   "Duplicates a descriptor.
   The copy refers to the same object and is closed separately."
   ^Fd [^Fd fd ctx]
-  (fd-or-throw (FileSyscalls/duplicate fd) "Duplicating the descriptor" ctx))
+  (if (simulated? fd)
+    (SimulatedMap/duplicate fd)
+    (fd-or-throw (FileSyscalls/duplicate fd) "Duplicating the descriptor" ctx)))
 
 (def ^:dynamic *refuse-number*
   "Function of a descriptor's number and an operation that throws; or nil.
@@ -383,9 +407,14 @@
 (defn possible-cpus
   "Returns the numbers of the possible CPUs, ascending.
 
-  These are all CPUs that the kernel may ever bring online."
-  []
-  @cached-cpus)
+  These are all CPUs that the kernel may ever bring online, or with a descriptor of a simulated
+  map, the CPUs of that map."
+  ([]
+   @cached-cpus)
+  ([^Fd fd]
+   (if-let [simulated (.simulated fd)]
+     (vec (range (.cpus simulated)))
+     @cached-cpus)))
 
 ;; --- ids and infos
 

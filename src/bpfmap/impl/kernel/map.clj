@@ -3,7 +3,7 @@
   (:require [bpfmap.impl.kernel.call :as call]
             [bpfmap.impl.kernel.procfs :as procfs]
             [bpfmap.impl.map-types :as map-types])
-  (:import (bpfmap.sys Abi Attr Bytes ErrnoException Fd Info MapScanner)
+  (:import (bpfmap.sys Abi Attr Bytes ErrnoException Fd Info MapScanner SimulatedMap)
            (clojure.lang ExceptionInfo PersistentArrayMap)
            (java.lang.foreign MemorySegment)
            (java.util Arrays)))
@@ -76,6 +76,22 @@
       (if (and (seq name) (= :E2BIG (:bpfmap/errno (ex-data e))))
         (create-once (dissoc spec :name) ctx)
         (throw e)))))
+
+(defn simulate
+  "Creates a simulated map from a completed spec; returns its descriptor.
+
+  `:name` is a name that the kernel accepts, `:inner-map` the descriptor of a simulated map, `cpus`
+  the number of CPUs. `whole` is the spec for [[simulated-spec]]."
+  ^Fd [{:keys [type key-size value-size max-entries flags name inner-map map-extra]} cpus whole]
+  (SimulatedMap/create (int (map-types/type-number type)) (int key-size) (int value-size)
+                       (long max-entries) (unchecked-int (map-types/flag-word flags))
+                       (long-bits (or map-extra 0)) (or name "") (int cpus)
+                       inner-map whole))
+
+(defn simulated-spec
+  "Returns the spec of a simulated map that a descriptor refers to; nil for a kernel's map."
+  [^Fd fd]
+  (some-> (.simulated fd) .spec))
 
 (def ^:private info-size 88)
 
@@ -186,7 +202,8 @@
 (defn open-id
   "Opens a map by its id; returns its descriptor."
   ^Fd [id access ctx]
-  (call/open-id :map id (access-flags access) ctx))
+  (or (SimulatedMap/open (long id))
+      (call/open-id :map id (access-flags access) ctx)))
 
 (defn- ids
   "Returns the ids of all maps, ascending, as an array."

@@ -17,10 +17,17 @@
   kernel/bpf/syscall.c, bpf_map_mmap."
   #{(- Abi/EPERM) (- Abi/EACCES)})
 
-(defn mmap
+(defn- map-simulated
+  "Returns the memory of a simulated map, read-only if it is not writable."
+  ^MappedMemory [^Fd fd size writable?]
+  (let [simulated (.simulated fd)]
+    (or (.map simulated (long size) (boolean writable?))
+        (.map simulated (long size) false))))
+
+(defn- map-of-kernel
   "Returns the mapped memory of a map, read-only if it is not writable.
 
-  `address` is where to map it, 0 for anywhere. Needs Linux 5.5, and 6.9 for an arena."
+  `address` is where to map it, 0 for anywhere."
   ^MappedMemory [^Fd fd size address writable? ctx]
   (try
     (let [size (long size)
@@ -33,6 +40,15 @@
         (MappedMemory/own mapped size read-only?)))
     (catch RuntimeException e
       (throw (call/in-context e ctx)))))
+
+(defn mmap
+  "Returns the mapped memory of a map, read-only if it is not writable.
+
+  `address` is where to map it, 0 for anywhere. Needs Linux 5.5, and 6.9 for an arena."
+  ^MappedMemory [^Fd fd size address writable? ctx]
+  (if (call/simulated? fd)
+    (map-simulated fd size writable?)
+    (map-of-kernel fd size address writable? ctx)))
 
 (defn populate
   "Makes the kernel allocate the missing pages of a part of a mapping."

@@ -383,6 +383,7 @@
   (let [{:keys [batch batch-read-since]} (map-types/types (:type (.-identity m)))]
     (and (contains? batch :read)
          (or (nil? batch-read-since)
+             (call/simulated? (.-fd m))
              (some-> (call/kernel-release) (map-types/at-least? batch-read-since))))))
 
 (defn reader-failure

@@ -41,8 +41,8 @@
   As op to `[kind hint]`. Only for types of which some kernels, by the rules, do not look whether
   the key exists. A stable release may have the fix, so the kernel is probed. If it cannot be
   probed, the operations are refused."
-  [type]
-  (when-let [since (:conditional-since (map-types/types type))]
+  [type fd]
+  (when-let [since (when-not (call/simulated? fd) (:conditional-since (map-types/types type)))]
     (let [release (call/kernel-release)]
       (when-not (or (some-> release (map-types/at-least? since))
                     (:supported ((requiring-resolve 'bpfmap.feature/conditional-write) type)))
@@ -55,8 +55,8 @@
   "Returns the refusals of a handle: operation to `[kind hint]`, or nil.
 
   Includes the operations that are made of others, so that a check is one lookup."
-  [type value-size access]
-  (when-some [refused (merge (conditional-write-refusals type)
+  [type value-size access fd]
+  (when-some [refused (merge (conditional-write-refusals type fd)
                              (map-types/refusals type value-size access))]
     (into refused (keep (fn [op] (some->> (refused (map-types/ability op)) (vector op))))
           map-types/made-of-others)))
@@ -65,10 +65,10 @@
 
 (defn- parts-of
   "Returns the parts of a handle that depend on types, sizes and access only."
-  ^Parts [spec type value-size access]
+  ^Parts [spec type value-size access fd]
   (let [{:keys [ops per-cpu] :as row} (map-types/types type)
-        cpus (when per-cpu (call/possible-cpus))]
-    (Parts. (refusals type value-size access)
+        cpus (when per-cpu (call/possible-cpus fd))]
+    (Parts. (refusals type value-size access fd)
             (when (seq ops) (map-codecs/key spec))
             (when (seq ops) (map-codecs/value spec (count cpus)))
             (references/resolvers spec)
@@ -108,23 +108,23 @@
 (defn- parts
   "Returns the same as [[parts-of]], from a cache.
 
-  Results that depend on a probe of the kernel are not cached."
-  ^Parts [{:keys [key value types] :as spec} type value-size access]
-  (if (:conditional-since (map-types/types type))
-    (parts-of spec type value-size access)
+  Results that depend on a probe of the kernel, or on a simulated map, are not cached."
+  ^Parts [{:keys [key value types] :as spec} type value-size access fd]
+  (if (or (:conditional-since (map-types/types type)) (call/simulated? fd))
+    (parts-of spec type value-size access fd)
     (let [key-bytes (byte-count key)
           value-bytes (byte-count value)]
       (cache/through parts-cache 128
                      (PartsKey. (when (neg? key-bytes) key) (when (neg? value-bytes) value) types
                                 (:type spec) type access key-bytes value-bytes value-size)
-                     #(parts-of spec type value-size access)))))
+                     #(parts-of spec type value-size access fd)))))
 
 (defn make-map
   "Returns an open map of a descriptor, its info and its spec.
 
   Without element operations if the type's layout is not known."
   ^BpfMap [fd {:keys [id type value-size]} spec access path]
-  (let [parts (parts spec type value-size access)
+  (let [parts (parts spec type value-size access fd)
         key-codec (.-key-codec parts)
         value-codec (.-value-codec parts)
         identity {:id id :name (str (:name spec)) :type type}
@@ -156,7 +156,8 @@
   (with-error-context [m :info]
     (merge (into {} (filter (comp some? val))
                  (select-keys (.-spec m) [:key :value :struct-ops :untyped]))
-           (kernel.map/info (.-fd m) {:op :info :map (.-identity m)}))))
+           (kernel.map/info (.-fd m) {:op :info :map (.-identity m)})
+           (when (call/simulated? (.-fd m)) {:simulated true}))))
 
 (defn freeze!
   "Freezes the map.
@@ -175,17 +176,26 @@
   []
   {:possible-cpus (count (call/possible-cpus)) :page-size (call/page-size)})
 
+(defn- simulated-machine
+  "Returns the same facts for simulated maps with a number of CPUs."
+  [cpus]
+  {:possible-cpus cpus :page-size 4096})
+
 (defn difference
   "Returns the difference between a map and a spec; nil if there is none.
 
   `m` is an open map, or the info of one."
   [m spec]
-  (spec/diff (if (bpf-map/bpf-map? m) (info m) m) spec (machine)))
+  (let [fd (when (bpf-map/bpf-map? m) (bpf-map/descriptor m))]
+    (spec/diff (if fd (info m) m) spec
+               (if (and fd (call/simulated? fd))
+                 (simulated-machine (count (call/possible-cpus fd)))
+                 (machine)))))
 
 ;; --- pins
 
-(defn- holds-map?
-  "Returns true if this map is pinned at a path.
+(defn- holds-kernel-map?
+  "Returns true if this map of the kernel is pinned at a path.
 
   Others may have removed the pin, and pinned another map at the path."
   [m path op]
@@ -198,6 +208,14 @@
       (if (#{:not-found :not-a-map :not-bpffs} (:bpfmap/error (ex-data e)))
         false
         (throw e)))))
+
+(defn- holds-map?
+  "Returns true if this map is pinned at a path.
+  A simulated map is pinned nowhere."
+  [m path op]
+  (if (call/simulated? (bpf-map/descriptor m))
+    false
+    (holds-kernel-map? m path op)))
 
 (defn pinned-at?
   "Returns true if this map is pinned at a path."
@@ -338,12 +356,12 @@
   "Throws for the first entry of a completed spec's `:contents` that does not fit.
 
   Called before anything is created."
-  [{:keys [type contents] :as spec} ctx]
+  [{:keys [type contents] :as spec} {:keys [cpus] :as ctx}]
   (when (seq contents)
     (let [key-codec (map-codecs/key spec)
           value-codec (map-codecs/value spec
                                         (when (:per-cpu (map-types/types type))
-                                          (count (call/possible-cpus))))
+                                          (or cpus (count (call/possible-cpus)))))
           resolvers (references/resolvers spec)
           scope (references/new-scope)]
       (try
@@ -402,13 +420,25 @@
   [spec]
   (dissoc spec :contents :freeze :value-type))
 
+(defn- simulate-bare
+  "Creates an empty simulated map from a completed spec; returns `{:fd}`."
+  [{:keys [inner-map] :as spec} {:keys [cpus] :as ctx}]
+  (let [template (some-> inner-map (simulate-bare ctx) :fd)]
+    (try
+      {:fd (kernel.map/simulate (cond-> (assoc spec :inner-map template)
+                                  (:name spec) (update :name spec/kernel-name))
+                                cpus spec)}
+      (finally (some-> template call/close)))))
+
 (defn- create-new
   "Creates a map from a completed spec, fills it and freezes it, in this order."
   [{:keys [name contents freeze] :as spec} ctx]
   (check-contents spec ctx)
-  (let [{:keys [fd untyped]} (token/with-token
-                              ctx
-                              #(create-bare (cond-> spec % (assoc :token %)) ctx))]
+  (let [{:keys [fd untyped]} (if (:cpus ctx)
+                               (simulate-bare spec ctx)
+                               (token/with-token
+                                ctx
+                                #(create-bare (cond-> spec % (assoc :token %)) ctx)))]
     (close-on-error fd
       (let [m (make-map fd {:id (kernel.map/id-of fd ctx)
                             :type (:type spec)
@@ -554,6 +584,36 @@
                  e
                  (ex-info (ex-message e) (assoc (ex-data e) :bpfmap/op :create) e)))))))
 
+(def ^:private simulated-types
+  "Map types that can be simulated: those that need nothing else of the kernel."
+  (sort [:hash :percpu-hash :lru-hash :lru-percpu-hash :rhash :array :percpu-array :lpm-trie :queue
+         :stack :bloom-filter :array-of-maps :hash-of-maps]))
+
+(defn- not-simulated
+  "Returns the exception for a spec of a map that cannot be simulated."
+  [ctx what hint]
+  (error/error :not-supported (str what " cannot be simulated")
+               {:bpfmap/op :create :bpfmap/map (:map ctx) :bpfmap/hint hint}))
+
+(defn simulate
+  "Creates a simulated map from a spec.
+
+  Options: `:cpus`, the number of CPUs, and `:mapped` of [[create]]."
+  [spec options]
+  (options/check :simulate options)
+  (let [{:keys [cpus] :or {cpus 2}} options
+        {:keys [name type pinning inner-map] :as spec} (spec/complete spec (simulated-machine cpus))
+        ctx {:op :create :type type :cpus cpus :map (if name {:name name :type type} {:type type})}]
+    (doseq [type [type (:type inner-map)]]
+      (when-not (or (nil? type) (some #{type} simulated-types))
+        (throw (not-simulated ctx (str "A map of type " type)
+                              (str "the types that can be are "
+                                   (error/list-of simulated-types "and"))))))
+    (when pinning
+      (throw (not-simulated ctx "A map that is pinned by name"
+                            "leave out :pinning; a pin holds a map of the kernel")))
+    (use-memory-if-mapped options (create-new spec ctx))))
+
 (defn create
   "Creates a map from a spec, or opens the map pinned under its name."
   [spec options]
@@ -590,7 +650,7 @@
   [fd access options path ctx]
   (close-on-error fd
     (let [info (kernel.map/info fd ctx nil)
-          spec (spec-of-info info (map-btf/types-of info options ctx))]
+          spec (spec-of-info info (map-btf/types-of info options (assoc ctx :fd fd)))]
       (use-memory-if-mapped options (make-map fd info spec access path)))))
 
 (defn- count-with-handle

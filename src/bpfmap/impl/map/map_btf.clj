@@ -252,6 +252,12 @@
           {:untyped (ex-message e)}
           (throw e))))))
 
+(defn- from-simulated
+  "Returns the nodes of key and value of a simulated map, or nil."
+  [{:keys [fd]}]
+  (when-let [spec (some-> fd kernel.map/simulated-spec)]
+    {:key (node/node-of spec :key) :value (node/node-of spec :value)}))
+
 (def ^:private types-of-bytes (cache/cache))
 
 (defn- bytes-type
@@ -294,7 +300,8 @@
   [{:keys [type flags key-size value-size] :as info} options {:keys [op] :as ctx}]
   (let [given-key (given-node :key key-size options info op)
         given-value (given-node :value value-size options info op)
-        btf-types (when-not (and given-key given-value) (from-btf info ctx))
+        btf-types (when-not (and given-key given-value)
+                    (or (from-simulated ctx) (from-btf info ctx)))
         fitting (fn [size node] (when (= size (:size node)) node))
         key (or given-key (fitting key-size (:key btf-types)))
         default (delay (spec/value-default type value-size flags))

@@ -1,0 +1,38 @@
+(ns bpfmap.sim
+  "Creates maps that are kept in this process, for tests without a kernel.
+
+      (require '[bpfmap.core :as bpf] '[bpfmap.sim :as sim])
+
+      (with-open [m (sim/create {:type :hash :key :u32 :value :u64 :max-entries 2})]
+        (bpf/put! m 7 42)
+        (into {} m))   ;=> {7 42}
+
+  A simulated map is an open map of `bpfmap.core`: it has the same interfaces, types, codecs, rules
+  and errors, because only the system call is replaced. It needs neither Linux nor privileges. No
+  program can use it, no other process sees it, and it cannot be pinned. doc/testing.md shows the
+  test of a service, and lists the differences from maps of the kernel."
+  (:require [bpfmap.impl.map.lifecycle :as lifecycle])
+  (:import (java.io Closeable)))
+
+(set! *warn-on-reflection* true)
+
+(defn create
+  "Creates a simulated map from a spec and returns it open.
+
+  Takes the specs of `bpfmap.core/create`, for the types `:hash`, `:percpu-hash`, `:lru-hash`,
+  `:lru-percpu-hash`, `:rhash`, `:array`, `:percpu-array`, `:lpm-trie`, `:queue`, `:stack`,
+  `:bloom-filter`, `:array-of-maps` and `:hash-of-maps`. The map lives until it is closed and no map
+  of maps holds it; until then, `(bpfmap.core/open {:map-id id})` opens it too. `bpfmap.core/info`
+  has `:simulated true` for it.
+
+  Options:
+
+  - `:cpus`: the number of CPUs, each with a value in a per-CPU map; default: 2
+  - `:mapped`: as for `bpfmap.core/create`
+
+  Throws `:invalid-spec` and `:invalid-value` as `bpfmap.core/create` does, and `:not-supported` for
+  any other type and for `:pinning`.
+
+      (create {:type :percpu-array :value :u64 :max-entries 8} {:cpus 4})"
+  (^Closeable [spec] (lifecycle/simulate spec nil))
+  (^Closeable [spec options] (lifecycle/simulate spec options)))
