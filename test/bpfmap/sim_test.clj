@@ -2,6 +2,7 @@
   "Simulated maps hold to the models that hold the kernel's maps, and answer like them command for
   command."
   (:require [bpfmap.core :as bpf]
+            [bpfmap.events :as events]
             [bpfmap.feature :as feature]
             [bpfmap.fixture :refer [kernel-test]]
             [bpfmap.model :as model]
@@ -72,10 +73,10 @@
     (let [result (apply (operations op) m args)]
       (if (bpf/bpf-map? result) :the-map result))
     (catch ExceptionInfo e
-      (let [id (str (:id (:bpfmap/map (ex-data e))))]
+      (let [named (str "map " (:id (:bpfmap/map (ex-data e))) " ")]
         (-> (ex-data e)
             (dissoc :bpfmap/map)
-            (assoc :message (str/replace (ex-message e) id "ID")))))))
+            (assoc :message (str/replace (ex-message e) named "map ID ")))))))
 
 (def ^:private more-operations
   {:put-cpus! (fn [m k v] (bpf/put! m k v {:cpus :all}))
@@ -94,7 +95,7 @@
    :might-contain? bpf/might-contain?
    :freeze! bpf/freeze!
    :spec bpf/spec
-   :info (fn [m] (dissoc (bpf/info m) :id :memlock :simulated
+   :info (fn [m] (dissoc (bpf/info m) :id :memlock :simulated :untyped
                          :btf-id :btf-key-type-id :btf-value-type-id))})
 
 (defn- commands
@@ -156,7 +157,10 @@
      [{:type :stack :value :u64 :max-entries 3} k v]
      [{:type :bloom-filter :value :u64 :max-entries 1000} k v]]))
 
-(kernel-test simulated-like-kernel
+;; A simulated map has all that came with a release, so it is compared with kernels that have it too.
+(kernel-test ^{:needs [[:operation :stack-trace :take!] [:conditional :lpm-trie]
+                       [:map-type :bloom-filter]]}
+  simulated-like-kernel
   (testing "a simulated map answers as one of the kernel, with the same errors"
     (let [cpus (count (feature/possible-cpus))]
       (doseq [[spec k v] (specs cpus)
@@ -227,6 +231,52 @@
       (is (= 7 (m 2)))
       (is (= :permission (:bpfmap/error (error-of #(bpf/put! m 2 8))))))))
 
+(def ^:private record [:struct [:pid :u32] [:n :u64]])
+
+(deftest simulated-ring
+  (with-open [ring ^Closeable (sim/create {:name "t_ring" :type :ringbuf :max-entries 4096
+                                           :record-type record})]
+    (testing "a reader reads the emitted records, across the end of the ring too"
+      (with-open [r ^Closeable (events/reader ring {:type record})]
+        (is (= :busy (:bpfmap/error (error-of #(events/reader ring)))))
+        (dotimes [i 1000]
+          (is (true? (sim/emit! ring {:pid i :n (* 2 i)})))
+          (is (= {:pid i :n (* 2 i)} (events/poll! r))))
+        (testing "which come while it waits"
+          (let [later (future (Thread/sleep 50) (sim/emit! ring {:pid 7 :n 8}))]
+            (is (= [{:pid 7 :n 8}] (into [] (take 1) r)))
+            (is (true? @later))))))
+    (testing "bytes of any length are read as they are"
+      (with-open [r ^Closeable (events/reader ring)]
+        (doseq [n (range 0 2000 37) :let [record (bpf/->bytes (repeat n (mod n 100)))]]
+          (sim/emit! ring record)
+          (is (= record (events/poll! r))))))
+    (testing "a ring without room takes no record"
+      (is (= 170 (count (take-while true? (repeatedly #(sim/emit! ring {:pid 1 :n 1}))))))
+      (with-open [r ^Closeable (events/reader ring {:type record :timeout 0})]
+        (is (= {{:pid 1 :n 1} 170} (frequencies r)))))
+    (testing "what is not a record is refused"
+      (is (= [:invalid-value (str "A record must be bytes, got 7: give its type as {:type t}, or as "
+                                  ":record-type of the spec")]
+             (kind-and-message #(sim/emit! ring 7 {:type nil}))))
+      (is (= :invalid-value (:bpfmap/error (error-of #(sim/emit! ring {:pid -1 :n 1})))))
+      (is (= "Unknown option :typ" (first (str/split (:message (error-of
+                                                                #(sim/emit! ring 7 {:typ 1})))
+                                                     #":(?= )")))))))
+
+(deftest only-simulated-rings
+  (testing "emit! writes to simulated ring buffers only"
+    (with-open [m ^Closeable (sim/create {:name "t_sim" :type :array :value :u32 :max-entries 4})]
+      (is (= [:not-supported
+              (str "Map " (:id (bpf/info m)) " (t_sim) must be a simulated ring buffer: create it by "
+                   "(bpfmap.sim/create {:type :ringbuf …}); only programs write to a ring of the "
+                   "kernel")]
+             (kind-and-message #(sim/emit! m (byte-array 1)))))))
+  (testing "a closed ring takes none"
+    (let [ring (sim/create {:name "t_ring" :type :ringbuf :max-entries 4096})]
+      (bpf/close ring)
+      (is (= :closed (:bpfmap/error (error-of #(sim/emit! ring (byte-array 1)))))))))
+
 (deftest simulated-refusals
   (testing "what needs the kernel is refused with the reason"
     (with-open [m ^Closeable (sim/create {:name "t_sim" :type :hash :key :u32 :value :u64
@@ -241,13 +291,18 @@
     (is (= [:not-supported
             (str "A map of type :devmap cannot be simulated: the types that can be are :array, "
                  ":array-of-maps, :bloom-filter, :hash, :hash-of-maps, :lpm-trie, :lru-hash, "
-                 ":lru-percpu-hash, :percpu-array, :percpu-hash, :queue, :rhash and :stack")]
+                 ":lru-percpu-hash, :percpu-array, :percpu-hash, :queue, :rhash, :ringbuf and :stack")]
            (kind-and-message #(sim/create {:type :devmap :value :u32 :max-entries 4}))))
     (is (= [:not-supported
             (str "A map that is pinned by name cannot be simulated: leave out :pinning; a pin holds "
                  "a map of the kernel")]
            (kind-and-message #(sim/create {:name "t" :type :hash :key :u32 :value :u64
                                            :max-entries 4 :pinning :by-name}))))
+    (is (= [:not-supported
+            (str "A ring buffer with the flag :rb-overwrite cannot be simulated: leave out the flag; "
+                 "a full ring then takes no record")]
+           (kind-and-message #(sim/create {:type :ringbuf :max-entries 4096
+                                           :flags #{:rb-overwrite}}))))
     (is (= ":cpus must be an integer from 1 to 8192, got 0"
            (:message (error-of #(sim/create {:type :hash :key :u32 :value :u64 :max-entries 4}
                                             {:cpus 0})))))

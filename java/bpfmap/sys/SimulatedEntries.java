@@ -367,6 +367,42 @@ abstract class SimulatedEntries {
         };
     }
 
+    /** No entries, but the memory of a ring buffer. */
+    static SimulatedEntries ring(long bytes) {
+        MemorySegment memory = Arena.ofAuto().allocate(bytes, 8);
+        return new SimulatedEntries() {
+            @Override
+            int withoutKeys() {
+                return -Abi.ENOTSUPP;
+            }
+
+            @Override
+            byte[] lookup(byte[] key) {
+                return null;
+            }
+
+            @Override
+            int update(byte[] key, byte[] value, long flags) {
+                return -Abi.ENOTSUPP;
+            }
+
+            @Override
+            int delete(byte[] key) {
+                return -Abi.ENOTSUPP;
+            }
+
+            @Override
+            byte[] next(byte[] key) {
+                return null;
+            }
+
+            @Override
+            MemorySegment memory() {
+                return memory;
+            }
+        };
+    }
+
     /** A bloom filter without false positives. */
     static SimulatedEntries bloom() {
         return new SimulatedEntries() {

@@ -41,6 +41,7 @@ public final class SimulatedMap {
     private final long extra;
     private final String name;
     private final int cpus;
+    private final int pageSize;
     private final boolean perCpu;
     private final int elementSize;
     private final SimulatedMap template;
@@ -52,8 +53,9 @@ public final class SimulatedMap {
     private int writableMappings;
 
     private SimulatedMap(int type, int keySize, int valueSize, long maxEntries, int flags,
-            long extra, String name, int cpus, SimulatedMap template, Object spec) {
+            long extra, String name, int cpus, int pageSize, SimulatedMap template, Object spec) {
         this.type = type;
+        this.pageSize = pageSize;
         this.keySize = keySize;
         this.valueSize = valueSize;
         this.maxEntries = (int) maxEntries;
@@ -76,6 +78,7 @@ public final class SimulatedMap {
             case LPM_TRIE -> SimulatedEntries.trie(maxEntries, keySize);
             case QUEUE -> SimulatedEntries.queue(maxEntries, false);
             case STACK -> SimulatedEntries.queue(maxEntries, true);
+            case RINGBUF -> SimulatedEntries.ring(2 * (pageSize + maxEntries));
             case BLOOM_FILTER -> SimulatedEntries.bloom();
             default -> throw new IllegalArgumentException("map type " + type);
         };
@@ -93,6 +96,7 @@ public final class SimulatedMap {
     private static final int HASH_OF_MAPS = 13;
     private static final int QUEUE = 22;
     private static final int STACK = 23;
+    private static final int RINGBUF = 27;
     private static final int BLOOM_FILTER = 30;
     private static final int RHASH = 35;
 
@@ -103,14 +107,15 @@ public final class SimulatedMap {
      * {@code BPF_MAP_CREATE}, already checked.
      *
      * @param cpus the number of CPUs, each with a value in a per-CPU map
+     * @param pageSize size of a page of a ring buffer in bytes
      * @param template a map like those in a map of maps, or null
      * @param spec kept for those who open the map by its id
      * @throws IllegalArgumentException for a map type that is not simulated
      */
     public static Fd create(int type, int keySize, int valueSize, long maxEntries, int flags,
-            long extra, String name, int cpus, Fd template, Object spec) {
+            long extra, String name, int cpus, int pageSize, Fd template, Object spec) {
         SimulatedMap map = new SimulatedMap(type, keySize, valueSize, maxEntries, flags, extra,
-            name, cpus, template == null ? null : template.simulated, spec);
+            name, cpus, pageSize, template == null ? null : template.simulated, spec);
         LIVE.put(map.number, map);
         map.users = 1;
         return Fd.simulate(map);
@@ -191,12 +196,13 @@ public final class SimulatedMap {
     // --- mapped memory
 
     /**
-     * Returns the memory of the elements, mapped, or null if it cannot be mapped for writing because
-     * the map is frozen. Closing it ends the mapping.
+     * Returns a part of the memory, mapped, or null if it cannot be mapped for writing because the
+     * map is frozen. Closing it ends the mapping.
      *
+     * @param offset where the part begins
      * @param size size of the mapping in bytes
      */
-    public synchronized MappedMemory map(long size, boolean writable) {
+    public synchronized MappedMemory map(long offset, long size, boolean writable) {
         if (writable && frozen) {
             return null;
         }
@@ -204,11 +210,39 @@ public final class SimulatedMap {
             writableMappings++;
         }
         // The memory of the elements lives as long as this map, which the action refers to.
-        return MappedMemory.borrow(entries.memory().address(), size, !writable, () -> {
+        return MappedMemory.borrow(entries.memory().address() + offset, size, !writable, () -> {
             synchronized (this) {
                 writableMappings -= writable ? 1 : 0;
             }
         });
+    }
+
+    /**
+     * Writes a record to a ring buffer, as a program does. The memory is that of the kernel: a
+     * consumer page, a producer page, and the data twice. The kernel maps the same pages twice, and
+     * here each byte is written twice.
+     *
+     * @return false if there is no room
+     */
+    public synchronized boolean emit(MemorySegment record, long offset, int length) {
+        MemorySegment ring = entries.memory();
+        long size = Integer.toUnsignedLong(maxEntries);
+        long consumed = (long) RingBuffer.LONG.getAcquire(ring, RingBuffer.CONSUMER);
+        long produced = (long) RingBuffer.LONG.getAcquire(ring, pageSize + RingBuffer.PRODUCER);
+        long end = produced + RingBuffer.total(length);
+        if (end - consumed > size) {
+            return false;
+        }
+        MemorySegment data = ring.asSlice(2L * pageSize, 2 * size);
+        long at = produced & size - 1;
+        data.set(ValueLayout.JAVA_INT, at, length);
+        data.set(ValueLayout.JAVA_INT, at + 4, 0);
+        MemorySegment.copy(record, offset, data, at + RingBuffer.HEADER, length);
+        long first = Math.min(end - produced, size - at);
+        MemorySegment.copy(data, at, data, at + size, first);
+        MemorySegment.copy(data, size, data, 0, end - produced - first);
+        RingBuffer.LONG.setRelease(ring, pageSize + RingBuffer.PRODUCER, end);
+        return true;
     }
 
     // --- commands

@@ -59,6 +59,7 @@
                   :wakeup-bytes positive
                   :with-cpu flag)
    :peek (assoc events :from [#{:oldest :now} ":oldest or :now"] :with-cpu flag)
+   :emit! {:type anything :types anything}
    :writer {:type anything :types anything :steal flag}
    :send! {:timeout seconds}
    :reserve {:timeout seconds}

@@ -116,7 +116,9 @@
       (constantly nil)
       (let [unregister (or (register! id) (throw (own-error identity op)))]
         (try
-          (when-let [who (seq (settled-holders identity (:max-entries (bpf-map/spec-of m)) op))]
+          (when-let [who (when-not (call/simulated? (bpf-map/descriptor m))
+                           (seq (settled-holders identity (:max-entries (bpf-map/spec-of m))
+                                                 op)))]
             (throw (busy-error identity (vec who) op)))
           unregister
           (catch Throwable e

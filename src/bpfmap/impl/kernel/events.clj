@@ -5,15 +5,13 @@
   the consumer page can be mapped for writing. Source: kernel/bpf/ringbuf.c, ringbuf_map_mmap_kern."
   (:require [bpfmap.impl.kernel.call :as call]
             [bpfmap.impl.kernel.procfs :as procfs])
-  (:import (bpfmap.sys Fd Fdinfo MappedMemory RingBuffer RingFollower UserRingBuffer Waiter)
+  (:import (bpfmap.sys Abi Fd Fdinfo MappedMemory RingBuffer RingFollower UserRingBuffer Waiter)
            (java.io IOException)))
 
 (set! *warn-on-reflection* true)
 
-(defn map-part
-  "Returns a mapped part of a descriptor's memory.
-
-  `offset` and `size` are in bytes."
+(defn- map-part-of-kernel
+  "Returns a mapped part of a map of the kernel."
   ^MappedMemory [^Fd fd offset size writable? ctx]
   (try
     (let [address (MappedMemory/map fd (long offset) (long size) (boolean writable?) 0)]
@@ -22,6 +20,24 @@
         (MappedMemory/own address (long size) (not writable?))))
     (catch RuntimeException e
       (throw (call/in-context e ctx)))))
+
+(defn map-part
+  "Returns a mapped part of a descriptor's memory.
+
+  `offset` and `size` are in bytes."
+  ^MappedMemory [^Fd fd offset size writable? ctx]
+  (if-let [simulated (.simulated fd)]
+    (or (.map simulated (long offset) (long size) (boolean writable?))
+        (throw (call/failure "Mapping the memory" (- Abi/EPERM) (assoc ctx :fd fd))))
+    (map-part-of-kernel fd offset size writable? ctx)))
+
+(defn- pollable
+  "Returns a new descriptor to wait for; nil for a simulated map.
+
+  A reader of a simulated map looks for events by time."
+  [fd ctx]
+  (when-not (call/simulated? fd)
+    (call/duplicate fd ctx)))
 
 (defn- with-pages
   "Returns `(f consumer-page producer-pages)`, with both parts of a ring mapped.
@@ -49,7 +65,7 @@
   ^RingBuffer [fd size ctx]
   (with-pages fd size :consumer ctx
     (fn [consumer producer]
-      (RingBuffer. consumer producer size (call/duplicate fd ctx)))))
+      (RingBuffer. consumer producer size (pollable fd ctx)))))
 
 (defn ring-follower
   "Returns a source that copies what it reads from a ring buffer of `size` bytes.
@@ -60,7 +76,14 @@
   (with-pages fd size (when consume :consumer) ctx
     (fn [consumer producer]
       (RingFollower. consumer producer size (boolean overwrites) (boolean now)
-                     (call/duplicate fd ctx)))))
+                     (pollable fd ctx)))))
+
+(defn emit
+  "Writes a record to a simulated ring buffer, as a program does.
+
+  Returns false if there is no room."
+  [^Fd fd memory offset size]
+  (.emit (.simulated fd) memory (long offset) (int size)))
 
 (defn user-ring-buffer
   "Returns what writes to a user ring buffer of `size` bytes.

@@ -86,10 +86,10 @@
   (SimulatedMap/create (int (map-types/type-number type)) (int key-size) (int value-size)
                        (long max-entries) (unchecked-int (map-types/flag-word flags))
                        (long-bits (or map-extra 0)) (or name "") (int cpus)
-                       inner-map whole))
+                       (int (call/page-size)) inner-map whole))
 
 (defn simulated-spec
-  "Returns the spec of a simulated map that a descriptor refers to; nil for a kernel's map."
+  "Returns the spec of a descriptor's simulated map; nil for a kernel's map."
   [^Fd fd]
   (some-> (.simulated fd) .spec))
 

@@ -21,8 +21,8 @@
   "Returns the memory of a simulated map, read-only if it is not writable."
   ^MappedMemory [^Fd fd size writable?]
   (let [simulated (.simulated fd)]
-    (or (.map simulated (long size) (boolean writable?))
-        (.map simulated (long size) false))))
+    (or (.map simulated 0 (long size) (boolean writable?))
+        (.map simulated 0 (long size) false))))
 
 (defn- map-of-kernel
   "Returns the mapped memory of a map, read-only if it is not writable.

@@ -179,7 +179,7 @@
 (defn- simulated-machine
   "Returns the same facts for simulated maps with a number of CPUs."
   [cpus]
-  {:possible-cpus cpus :page-size 4096})
+  {:possible-cpus cpus :page-size (call/page-size)})
 
 (defn difference
   "Returns the difference between a map and a spec; nil if there is none.
@@ -587,7 +587,7 @@
 (def ^:private simulated-types
   "Map types that can be simulated: those that need nothing else of the kernel."
   (sort [:hash :percpu-hash :lru-hash :lru-percpu-hash :rhash :array :percpu-array :lpm-trie :queue
-         :stack :bloom-filter :array-of-maps :hash-of-maps]))
+         :stack :bloom-filter :array-of-maps :hash-of-maps :ringbuf]))
 
 (defn- not-simulated
   "Returns the exception for a spec of a map that cannot be simulated."
@@ -609,6 +609,9 @@
         (throw (not-simulated ctx (str "A map of type " type)
                               (str "the types that can be are "
                                    (error/list-of simulated-types "and"))))))
+    (when (contains? (:flags spec) :rb-overwrite)
+      (throw (not-simulated ctx "A ring buffer with the flag :rb-overwrite"
+                            "leave out the flag; a full ring then takes no record")))
     (when pinning
       (throw (not-simulated ctx "A map that is pinned by name"
                             "leave out :pinning; a pin holds a map of the kernel")))
