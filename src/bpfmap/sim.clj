@@ -22,8 +22,8 @@
 
   Takes the specs of `bpfmap.core/create`, for the types `:hash`, `:percpu-hash`, `:lru-hash`,
   `:lru-percpu-hash`, `:rhash`, `:array`, `:percpu-array`, `:lpm-trie`, `:queue`, `:stack`,
-  `:bloom-filter`, `:array-of-maps`, `:hash-of-maps` and `:ringbuf`. The map lives until it is closed and no map
-  of maps holds it; until then, `(bpfmap.core/open {:map-id id})` opens it too. `bpfmap.core/info`
+  `:bloom-filter`, `:array-of-maps`, `:hash-of-maps` and `:ringbuf`. The map lives
+  until it is closed and no map of maps holds it; until then, `(bpfmap.core/open {:map-id id})` opens it too. `bpfmap.core/info`
   has `:simulated true` for it.
 
   Options:

@@ -404,7 +404,7 @@ public final class SimulatedMap {
         return 0;
     }
 
-    /** Reads a chunk. The cursor is the last key, and is followed by the keys that come after it. */
+    /** Reads a chunk. The cursor is the last key, and the next chunk has the keys after it. */
     private int readBatch(long attr, boolean delete) {
         long in = word(attr, Abi.BATCH_IN_BATCH);
         int count = half(attr, Abi.BATCH_COUNT);
