@@ -191,7 +191,7 @@
                                   "give :offset in place of :symbol")}))
 
 (defn- with-file
-  "Calls f with what `bpfmap.impl.elf.symbols` opens of a file.
+  "Calls f with an open ELF file, which has its symbols.
 
   Returns nil if it is not a 64-bit ELF file."
   [path ctx f]
