@@ -242,7 +242,8 @@
                        :cpu-percent 0.0 :runs 0 :time-ns 0}
                       row))
                (is (= ["socket-filter" "t_idle" "-" "-" "-" "0" "-"]
-                      (rest (words (last (output/table @#'live-commands/program-columns [row])))))))))
+                      (rest (words (last (output/table @#'live-commands/program-columns
+                                                      [row])))))))))
          (testing "and no longer"
            (let [runs #(:run-count (prog/info p))
                  before (runs)]
