@@ -92,7 +92,8 @@
 (kernel-test guide-transcripts
   (testing "the transcripts of the guide print what they show"
     (doseq [[page least] {guide 40, "doc/pins.md" 15, "doc/memory.md" 40, "doc/types.md" 30
-                          "doc/errors.md" 3, "doc/events.md" 40, "doc/testing.md" 15, "README.md" 7}]
+                          "doc/errors.md" 3, "doc/events.md" 40, "doc/testing.md" 15, "doc/plots.md" 12,
+                          "README.md" 7}]
       (let [before (do (fixture/bpffs) (fixture/settled-descriptors))
             text (slurp page)]
         (is (< least (count (re-seq #"(?m)^user=> " text))))

@@ -16,6 +16,9 @@
   "Options of all that read events."
   {:type anything :types anything :raw flag :timeout seconds :seconds seconds
    :on-error function :on-lost function})
+(def ^:private picture
+  "Options of all that return a picture."
+  {:title [#(or (nil? %) (string? %)) "a string"] :width positive :height positive})
 (def ^:private options-of
   "Options by operation: option to predicate, constraint and hint.
 
@@ -49,6 +52,10 @@
           :kernel-btf anything
           :log [#{nil :stats :full} ":stats or :full"]}
    :watch {:interval anything}
+   :plot-histogram (assoc picture :unit [#(or (nil? %) (string? %)) "a string"])
+   :plot-heat-map (assoc picture :unit [#(or (nil? %) (string? %)) "a string"])
+   :plot-rates (assoc picture :field anything :n positive)
+   :plot-top (assoc picture :field anything :n positive)
    :display {:type anything :spec [#(or (nil? %) (map? %)) "the spec of a map"] :types anything
              :btf anything}
    :reader (assoc events
