@@ -157,10 +157,10 @@
 (defn heat-map
   "Returns a spec of histograms over time.
 
-  It has a column for each time and a row for each bucket. `samples` is a sequence of `[seconds histograms]`, each with what `bpfmap.exec/hist` returned at
-  that time. A field of the picture is what was counted since the sample before; so the first sample
-  is not drawn. A count that fell was reset, and counts from 0. `:unit` is as for [[histogram]].
-  Throws `:invalid-value`.
+  It has a column for each time and a row for each bucket. `samples` is a sequence of
+  `[seconds histograms]`, each with what `bpfmap.exec/hist` returned at that time. A cell shows what
+  was counted since the sample before, so the first sample is not drawn. A count that fell was
+  reset, and counts from 0. `:unit` is as for [[histogram]]. Throws `:invalid-value`.
 
       (heat-map (for [n (range 60)]
                   (do (Thread/sleep 1000) [n (exec/hist {:ref \"latency\"})])))
