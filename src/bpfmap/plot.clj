@@ -162,8 +162,8 @@
   was counted since the sample before, so the first sample is not drawn. A count that fell was
   reset, and counts from 0. `:unit` is as for [[histogram]]. Throws `:invalid-value`.
 
-      (heat-map (for [n (range 60)]
-                  (do (Thread/sleep 1000) [n (exec/hist {:ref \"latency\"})])))
+      (heat-map [[0 (exec/hist {:ref \"latency\"})]
+                 [1 (exec/hist {:ref \"latency\"})]]) ; a second later
       ;=> {:mark {:type \"rect\" …} …}"
   ([samples] (heat-map samples nil))
   ([samples {:keys [unit] :as options}]

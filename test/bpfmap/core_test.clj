@@ -110,7 +110,7 @@
       (is (= 10 (bpf/take! m 1)))
       (is (nil? (m 1))))))
 
-(kernel-test u64-above-long-max
+(kernel-test above-long-max
   (testing "a u64 above Long/MAX_VALUE is read as the right number"
     (with-open [m (open-hash)]
       (bpf/put! m 1 18446744073709551615N)

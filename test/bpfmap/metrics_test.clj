@@ -112,7 +112,7 @@
              [{:metrics [] :limit -1} ":limit must be a positive integer, got -1"]
              [{:host {:mps true}} ":host has an unknown key :mps: did you mean :maps?"]
              [{:host {:maps {:where ["typ=hash"]}}}
-              ":host :maps :where Unknown field typ: did you mean type or used-by.type?"]
+              ":host :maps :where Unknown field typ: did you mean type, used-by.type or outer.type?"]
              [{:metrics [] :http {:port 70000}} ":http :port must be an integer from 0 to 65535, got 70000"]
              [{:metrics [] :http {:tls {:keystore "a"}}} ":http :tls :password-file is required"]
              [{:metrics [] :http {:basic-auth 3}} ":http :basic-auth must be a map, got 3"]]

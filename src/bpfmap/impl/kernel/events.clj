@@ -5,7 +5,8 @@
   the consumer page can be mapped for writing. Source: kernel/bpf/ringbuf.c, ringbuf_map_mmap_kern."
   (:require [bpfmap.impl.kernel.call :as call]
             [bpfmap.impl.kernel.procfs :as procfs])
-  (:import (bpfmap.sys Abi Fd Fdinfo MappedMemory RingBuffer RingFollower UserRingBuffer Waiter)
+  (:import (bpfmap.sys Abi Fd Fdinfo MappedMemory RingBuffer RingFollower SimulatedMap
+                       UserRingBuffer Waiter)
            (java.io IOException)))
 
 (set! *warn-on-reflection* true)
@@ -26,7 +27,7 @@
 
   `offset` and `size` are in bytes."
   ^MappedMemory [^Fd fd offset size writable? ctx]
-  (if-let [simulated (.simulated fd)]
+  (if-let [^SimulatedMap simulated (.simulated fd)]
     (or (.map simulated (long offset) (long size) (boolean writable?))
         (throw (call/failure "Mapping the memory" (- Abi/EPERM) (assoc ctx :fd fd))))
     (map-part-of-kernel fd offset size writable? ctx)))
@@ -83,7 +84,7 @@
 
   Returns false if there is no room."
   [^Fd fd memory offset size]
-  (.emit (.simulated fd) memory (long offset) (int size)))
+  (.emit ^SimulatedMap (.simulated fd) memory (long offset) (int size)))
 
 (defn user-ring-buffer
   "Returns what writes to a user ring buffer of `size` bytes.

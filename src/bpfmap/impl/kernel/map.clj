@@ -91,7 +91,8 @@
 (defn simulated-spec
   "Returns the spec of a descriptor's simulated map; nil for a kernel's map."
   [^Fd fd]
-  (some-> (.simulated fd) .spec))
+  (when-let [^SimulatedMap simulated (.simulated fd)]
+    (.spec simulated)))
 
 (def ^:private info-size 88)
 

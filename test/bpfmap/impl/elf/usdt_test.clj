@@ -60,7 +60,7 @@
                                    usdt/probes)
                            []))))))))
 
-(deftest x86-64-arguments
+(deftest arguments-on-x86-64
   (testing "reads the operands of x86-64"
     (are [text arguments] (= arguments (usdt/arguments 62 text))
       "" []
