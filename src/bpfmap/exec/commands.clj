@@ -344,7 +344,7 @@
     :examples [{:file "flows.bpf.o"} {:file "flows.bpf.o" :program "count_packets"}]
     :fn 'bpfmap.exec.inspect/inspect :view 'bpfmap.exec.views/object}
    {:name "run" :group "Programs and links" :args [:file] :defaults {:interval 1.0} :reduces true
-    :options [:only :target :var :map :pin :interval :seconds]
+    :options [:only :target :var :entries :map :pin :interval :seconds]
     :docs {:file "Object that clang compiled, such as flows.bpf.o"
            :pin "Directory of pinned maps (default: /sys/fs/bpf)"
            :seconds "Duration in seconds (default: until Ctrl-C)"}

@@ -99,6 +99,8 @@
             :doc "Target of a program, as EDN; can be repeated"}
    :var {:takes "NAME=VALUE" :kind :values :many true
          :doc "Value of a variable, as EDN; can be repeated"}
+   :entries {:takes "NAME=N" :kind :values :many true
+             :doc "Maximum number of entries of a map; can be repeated"}
    :map {:takes "NAME=REF" :kind :refs :many true
          :doc "Existing map to use; can be repeated"}
 

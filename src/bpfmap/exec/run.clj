@@ -76,16 +76,52 @@
                       (str/replace (type/summary (or type [:bytes size])) #":(?=[a-z])" ""))
                  (ex-message e)))))))
 
+(defn- with-entries
+  "Returns an object with another number of entries of a map, which may be text."
+  [o [name n]]
+  (let [number (if (string? n) (parse-long n) n)]
+    (when-not (and (int? number) (<= 1 (long number) 0xffffffff))
+      (throw (arguments/refused "run" :entries (str name "=" n)
+               "must have a number of entries from 1 to 4294967295")))
+    (assoc-in o [:maps name :max-entries] number)))
+
 (defn- prepared
-  "Returns the object of the file, with the values of `:var`."
-  [{:keys [file only target] vars :var maps :map}]
+  "Returns the object of the file, with the values of `:var` and `:entries`."
+  [{:keys [file only target entries pin] vars :var maps :map}]
   (let [o (object/read file)
-        vars (into {} vars)]
+        vars (into {} vars)
+        entries (into {} entries)]
     (check-names :var (keys vars) "variable" (:variables o))
     (check-names :only only "program" (:programs o))
     (check-names :target (keys (into {} target)) "program" (:programs o))
     (check-names :map (keys (into {} maps)) "map" (:maps o))
-    (reduce with-variable o vars)))
+    (check-names :entries (keys entries) "map" (:maps o))
+    (when (and pin (not-any? :pinning (vals (:maps o))))
+      (throw (arguments/refused "run" :pin pin
+               "is for maps that the object pins by name, and it pins none")))
+    (reduce with-entries (reduce with-variable o vars) entries)))
+
+(defn- without-entries
+  "Returns the error for a map without a number of entries, which some tools set when they start.
+
+  Returns any other error as it is."
+  ^Throwable [^ExceptionInfo e {:keys [maps]}]
+  (let [{:bpfmap/keys [error path] :as data} (ex-data e)
+        [part map-name k] path]
+    (if (and (= [:maps :max-entries] [part k]) (nil? (get-in maps [map-name :max-entries])))
+      (error/error error (str "The object has no number of entries for map " map-name)
+                   (assoc data :bpfmap/hint (str "give it with :entries (--entries), such as "
+                                                 map-name "=1024"))
+                   e)
+      e)))
+
+(defn- loaded-object
+  "Returns the open object."
+  ^Closeable [o options]
+  (try
+    (object/load o options)
+    (catch ExceptionInfo e
+      (throw (without-entries e o)))))
 
 ;; --- what is open during a run
 
@@ -301,10 +337,10 @@
     (with-all (for [[_ ref] given] #(input/open {:ref ref} :read-write))
       (fn [opened]
         (with-open [^Closeable loaded
-                    (object/load o (cond-> {}
-                                     (seq opened) (assoc :maps (zipmap (map key given) opened))
-                                     (seq only) (assoc :only only)
-                                     pin (assoc :pin-path pin)))]
+                    (loaded-object o (cond-> {}
+                                       (seq opened) (assoc :maps (zipmap (map key given) opened))
+                                       (seq only) (assoc :only only)
+                                       pin (assoc :pin-path pin)))]
           (let [rings (filter #(get-in loaded [:maps (key %)]) (sort-by key types))
                 readers (volatile! [])]
             ;; The readers come first, so that they see the first events.

@@ -22,7 +22,7 @@
   "Patterns of the library's messages and their replacements, in order."
   [;; A difference between two specs, and not an option
    [#":([a-z-]+) is (?=[^;]+, the (?:spec|object) has )" "$1 is "]
-   [#":(?:yes|keys|cpus|sort|pin|into|exact|only|target|types) \((--[a-z]+)\)" "$1"]
+   [#":(?:yes|keys|cpus|sort|pin|into|exact|only|target|types|entries) \((--[a-z]+)\)" "$1"]
    [#"a keyword such as :(\w+) or a vector that starts with a keyword such as"
     "a name such as $1 or a list in brackets that starts with a name such as"]
    [#"^(?:lookup|peek|might-contain\?|has-key\?) on " "get on "]

@@ -149,6 +149,12 @@
              [[calls "--var" "only=x"] 2
               "--var must fit the variable, which has the type u32, got \"only=x\""]
              [[calls "--var" "only"] 2 "--var must be NAME=VALUE, got \"only\""]
+             [[calls "--entries" "pid=1"] 2
+              "--entries must name a map of the object, got \"pid\": did you mean pids?"]
+             [[calls "--entries" "pids=0"] 2
+              "--entries must have a number of entries from 1 to 4294967295, got \"pids=0\""]
+             [[calls "--pin" "/sys/fs/bpf"] 2
+              "--pin is for maps that the object pins by name, and it pins none"]
              [[calls "--map" "pids=no_such_map"] 1 "No map named \"no_such_map\""]
              [[calls "--map" "pid=1"] 2
               "--map must name a map of the object, got \"pid\": did you mean pids?"]
@@ -157,6 +163,14 @@
         (let [[exit line] (apply refused "run" words)]
           (is (= code exit))
           (is (str/starts-with? line (str "bpfmap: " message)) line)))))
+  (testing "the number of entries of a map, which some tools set when they start"
+    (let [without (update-in (object/read calls) [:maps "pids"] dissoc :max-entries)]
+      (with-redefs [object/read (constantly without)]
+        (is (= [1 (str "bpfmap: The object has no number of entries for map pids: give it with "
+                       "--entries, such as pids=1024")]
+               (refused "run" calls)))
+        (let [[row] (into [] (take 1) (exec/run {:file calls :entries {"pids" 77}}))]
+          (is (= 77 (some #(when (= "pids" (:name %)) (:max-entries %)) (:maps row))))))))
   (testing "a map of another type"
     (let [pin (fixture/new-pin)]
       (with-open [m (bpf/create {:name "t_other" :type :array :key :u32 :value :u32 :max-entries 4})]
