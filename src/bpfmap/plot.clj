@@ -129,8 +129,8 @@
   each other. `:unit` is the name of what the buckets count, default: `\"value\"`. Throws
   `:invalid-value`.
 
-      (histogram [{:title \"read\" :total 12 :buckets [{:from 4 :to 7 :count 12}]}] {:unit \"usecs\"})
-      ;=> {:mark {:type \"bar\" …} :data {:values [{:bucket \"4–7\" :count 12 :title \"read\"}]} …}"
+      (histogram [{:title \"read\" :buckets [{:from 4 :to 7 :count 12}]}] {:unit \"us\"})
+      ;=> {:mark {:type \"bar\" …} :data {:values [{:bucket \"4–7\" :count 12 …}]} …}"
   ([histograms] (histogram histograms nil))
   ([histograms {:keys [unit] :as options}]
    (options/check :plot-histogram options)
@@ -189,21 +189,21 @@
                           :color {:field "count" :type "quantitative"}}}))))
 
 (defn- most
-  "Returns the first n of a collection by a number, the largest first."
-  [n number coll]
-  (take (or n 10) (sort-by number #(compare %2 %1) coll)))
+  "Returns the first elements of a collection by a number, the largest first."
+  [limit number coll]
+  (take (or limit 10) (sort-by number #(compare %2 %1) coll)))
 
 (defn rates
   "Returns a spec of rates over time: a line for each entry.
 
   `frames` is a reducible or sequence of the frames of `bpfmap.exec/watch`. `:field` is the field of
-  the value, by name or path; it is needed if the value is not a number. `:n` is the number of
+  the value, by name or path; it is needed if the value is not a number. `:limit` is the number of
   entries that are drawn, those that changed most, default: 10. Throws `:invalid-value`.
 
       (rates (exec/watch {:ref \"flows\" :interval 1 :seconds 30}) {:field :bytes})
       ;=> {:mark {:type \"line\" …} …}"
   ([frames] (rates frames nil))
-  ([frames {:keys [field n] :as options}]
+  ([frames {:keys [field limit] :as options}]
    (options/check :plot-rates options)
    (let [path (path-of field)
          points (into []
@@ -215,7 +215,7 @@
                       frames)
          totals (reduce (fn [sums {:keys [key rate]}] (update sums key (fnil +' 0) (abs rate)))
                         {} points)
-         keys (mapv key (most n val totals))]
+         keys (mapv key (most limit val totals))]
      (spec-of (filter (comp (set keys) :key) points)
               options
               {:mark {:type "line" :tooltip true}
@@ -228,11 +228,11 @@
 
   `entries` is an open map, `[key value]` pairs, or the rows of `bpfmap.exec/dump`. `:field` is the
   field of the value, by name or path; it is needed if the value is not a number. The values of all
-  CPUs are added. `:n` is the number of entries, default: 10. Throws `:invalid-value`.
+  CPUs are added. `:limit` is the number of entries, default: 10. Throws `:invalid-value`.
 
-      (top m {:field :bytes :n 20}) ;=> {:mark {:type \"bar\" …} …}"
+      (top m {:field :bytes :limit 20}) ;=> {:mark {:type \"bar\" …} …}"
   ([entries] (top entries nil))
-  ([entries {:keys [field n] :as options}]
+  ([entries {:keys [field limit] :as options}]
    (options/check :plot-top options)
    (let [path (path-of field)
          rows (into []
@@ -240,7 +240,7 @@
                            (let [[k v] (if (map? entry) [(:key entry) (:value entry)] entry)]
                              {:key (shown k) :value (number-of v path)})))
                     entries)]
-     (spec-of (most n :value rows)
+     (spec-of (most limit :value rows)
               options
               {:mark {:type "bar" :tooltip true}
                :encoding {:y {:field "key" :type "nominal" :sort "-x" :title nil}

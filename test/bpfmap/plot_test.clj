@@ -90,7 +90,7 @@
                                          (= values (map (juxt :key :value)
                                                         (get-in spec [:data :values])))))
       [["b" 3] ["a" 1]] {"a" 1 "b" 3} nil
-      [["b" 3]] {"a" 1 "b" 3} {:n 1}
+      [["b" 3]] {"a" 1 "b" 3} {:limit 1}
       [["a" 5]] [["a" [2 3]]] nil
       [["a" 7]] [["a" {:rx {:bytes 7}}]] {:field "rx.bytes"}
       [["a" 9]] [["a" [{:bytes 4} {:bytes 5}]]] {:field :bytes}
@@ -112,7 +112,7 @@
                                      frame))
                               conj []
                               (exec/watch {:ref m :interval 0.2 :seconds 0.9}))
-            spec (plot/rates frames {:field :bytes :n 2})]
+            spec (plot/rates frames {:field :bytes :limit 2})]
         (is (valid? spec))
         (is (= ["3" "2"] (get-in spec [:encoding :color :sort])))
         (is (= #{"3" "2"} (set (map :key (get-in spec [:data :values])))))
@@ -139,7 +139,7 @@
     "The field bytes must have a number, got {:n 1}" (plot/top {"a" {:n 1}} {:field :bytes})
     "A field must be a name or a path, got 7" (plot/top {"a" 1} {:field 7})
     "Unknown option :fild" (plot/top {"a" 1} {:fild :n})
-    ":n must be a positive 32-bit integer, got 0" (plot/rates [] {:n 0})
+    ":limit must be a positive 32-bit integer, got 0" (plot/rates [] {:limit 0})
     ":title must be a string, got 1" (plot/histogram [] {:title 1})))
 
 (defspec any-entries 60

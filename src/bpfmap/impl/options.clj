@@ -54,8 +54,8 @@
    :watch {:interval anything}
    :plot-histogram (assoc picture :unit [#(or (nil? %) (string? %)) "a string"])
    :plot-heat-map (assoc picture :unit [#(or (nil? %) (string? %)) "a string"])
-   :plot-rates (assoc picture :field anything :n positive)
-   :plot-top (assoc picture :field anything :n positive)
+   :plot-rates (assoc picture :field anything :limit positive)
+   :plot-top (assoc picture :field anything :limit positive)
    :display {:type anything :spec [#(or (nil? %) (map? %)) "the spec of a map"] :types anything
              :btf anything}
    :reader (assoc events
