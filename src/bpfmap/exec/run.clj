@@ -102,9 +102,9 @@
     (reduce with-entries (reduce with-variable o vars) entries)))
 
 (defn- without-entries
-  "Returns the error for a map without a number of entries, which some tools set when they start.
+  "Returns an error with what to do if a map has no number of entries.
 
-  Returns any other error as it is."
+  Some tools set the number when they start. Any other error stays as it is."
   ^Throwable [^ExceptionInfo e {:keys [maps]}]
   (let [{:bpfmap/keys [error path] :as data} (ex-data e)
         [part map-name k] path]
