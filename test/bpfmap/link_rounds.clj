@@ -8,7 +8,7 @@
   (:require [bpfmap.fixture :as fixture]
             [bpfmap.host :as host]
             [bpfmap.link :as link]
-            [bpfmap.links :as links]
+            [bpfmap.links :as links :refer [eventually? loaded]]
             [bpfmap.objects :as objects]
             [bpfmap.probed :as probed]
             [bpfmap.prog :as prog]
@@ -20,23 +20,6 @@
            (java.nio.file Files)))
 
 (set! *warn-on-reflection* true)
-
-(defn- loaded
-  ^Closeable [type insns & {:as more}]
-  (prog/load (merge {:type type :insns insns} more)))
-
-(defn- eventually?
-  "Returns true if f returns true within a minute.
-
-  Whoever lists the links of the host has each of them open for a moment, and a link ends when
-  nobody has it open."
-  [f]
-  (let [end (+ (System/nanoTime) 60000000000)]
-    (loop []
-      (cond
-        (f) true
-        (< end (System/nanoTime)) false
-        :else (do (Thread/sleep 20) (recur))))))
 
 (defn- round-kinds
   "Kinds of links for rounds, each with a function that loads its program, and a target.

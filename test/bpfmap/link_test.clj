@@ -10,7 +10,7 @@
             [bpfmap.impl.prog.program :as program]
             [bpfmap.link :as link]
             [bpfmap.link-rounds :as link-rounds]
-            [bpfmap.links :as links :refer [counter counting]]
+            [bpfmap.links :as links :refer [counter counting eventually? loaded]]
             [bpfmap.linux :as linux]
             [bpfmap.object :as object]
             [bpfmap.objects :as objects]
@@ -258,9 +258,6 @@
 
 ;; --- each kind: attach, run, info, close
 
-(defn- loaded ^Program [type insns & {:as more}]
-  (prog/load (merge {:type type :insns insns} more)))
-
 (defn- moves?
   "Returns true if the counter moves while f is called, within a minute."
   [m f]
@@ -272,19 +269,6 @@
         (< before (m 0)) true
         (< end (System/nanoTime)) false
         :else (do (Thread/sleep 5) (recur))))))
-
-(defn- eventually?
-  "Returns true if f returns true within a minute.
-
-  Whoever lists the links of the host has each of them open for a moment, and a link ends when
-  nobody has it open."
-  [f]
-  (let [end (+ (System/nanoTime) 60000000000)]
-    (loop []
-      (cond
-        (f) true
-        (< end (System/nanoTime)) false
-        :else (do (Thread/sleep 20) (recur))))))
 
 (defn- stands-still?
   "Returns true if the counter has the same value before and after f, soon after a link was closed."

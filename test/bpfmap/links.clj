@@ -8,12 +8,31 @@
             [bpfmap.linux :as linux :refer [call constant]]
             [bpfmap.objects :as objects]
             [bpfmap.prog :as prog])
-  (:import (java.io Closeable)
+  (:import (bpfmap.impl.prog.program Program)
+           (java.io Closeable)
            (java.net DatagramPacket DatagramSocket InetAddress)))
 
 (set! *warn-on-reflection* true)
 
 ;; --- programs that count
+
+(defn loaded
+  "Loads a program of a type with instructions, and other options of `prog/load`."
+  ^Program [type insns & {:as more}]
+  (prog/load (merge {:type type :insns insns} more)))
+
+(defn eventually?
+  "Returns true if f returns true within a minute.
+
+  Whoever lists the links of the host has each of them open for a moment, and a link ends when
+  nobody has it open."
+  [f]
+  (let [end (+ (System/nanoTime) 60000000000)]
+    (loop []
+      (cond
+        (f) true
+        (< end (System/nanoTime)) false
+        :else (do (Thread/sleep 20) (recur))))))
 
 (defn counter
   "An array of one number."
