@@ -4,7 +4,7 @@
   (:require [bpfmap.bytes :as bytes]
             [bpfmap.core :as bpf]
             [bpfmap.events :as events]
-            [bpfmap.fixture :as fixture :refer [error-of kernel-test]]
+            [bpfmap.fixture :as fixture :refer [error-of eventually kernel-test]]
             [bpfmap.host :as host]
             [bpfmap.impl.events.reader :as reader]
             [bpfmap.impl.kernel.events :as kernel.events]
@@ -38,14 +38,6 @@
   (let [result (promise)]
     (fixture/thread #(deliver result (try [:value (f)] (catch Throwable e [:thrown e]))))
     result))
-
-(defn- eventually
-  "True if f returns true within a minute."
-  [f]
-  (loop [tries 0]
-    (cond (f) true
-          (= tries 6000) false
-          :else (do (Thread/sleep 10) (recur (inc tries))))))
 
 (defn- waiting?
   "True if a thread of that name is in the kernel or parked: a reader that waits."

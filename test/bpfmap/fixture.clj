@@ -237,6 +237,18 @@
               (if (= :thrown kind) (throw x) x)))
           results)))
 
+;; --- waiting
+
+(defn eventually
+  "Calls f until it returns what is true, for at most a minute; returns what it returned last."
+  [f]
+  (let [end (+ (System/nanoTime) (* 60000000000 (long slowness)))]
+    (loop []
+      (or (f)
+          (when (< (System/nanoTime) end)
+            (Thread/sleep 10)
+            (recur))))))
+
 ;; --- the process
 
 (defn open-descriptors

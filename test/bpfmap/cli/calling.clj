@@ -11,13 +11,17 @@
 
 (set! *warn-on-reflection* true)
 
+(defn bpfmap-to
+  "Runs the command line here, with a writer as standard output; {:exit :out :err}."
+  [out & args]
+  (let [err (StringWriter.)
+        exit (binding [*out* out *err* err] (main/run (map str args)))]
+    {:exit exit :out (str out) :err (str err)}))
+
 (defn bpfmap
   "Runs the command line here; {:exit :out :err}."
   [& args]
-  (let [out (StringWriter.)
-        err (StringWriter.)
-        exit (binding [*out* out *err* err] (main/run (map str args)))]
-    {:exit exit :out (str out) :err (str err)}))
+  (apply bpfmap-to (StringWriter.) args))
 
 (defn read-edn [text]
   (edn/read-string {:readers edn-text/readers} text))

@@ -1,8 +1,8 @@
 (ns bpfmap.cli.demo-test
   "The command `demo` within this process: what it counts, and how its live table reads."
-  (:require [bpfmap.cli.interactive :as interactive]
+  (:require [bpfmap.cli.calling :refer [bpfmap]]
+            [bpfmap.cli.interactive :as interactive]
             [bpfmap.cli.live-commands :as live-commands]
-            [bpfmap.cli.main :as main]
             [bpfmap.core :as bpf]
             [bpfmap.exec :as exec]
             [bpfmap.exec.demo :as demo]
@@ -18,12 +18,6 @@
 (set! *warn-on-reflection* true)
 
 ;; --- counting
-
-(defn- bpfmap [& args]
-  (let [out (StringWriter.)
-        err (StringWriter.)
-        exit (binding [*out* out *err* err] (main/run args))]
-    {:exit exit :out (str out) :err (str err)}))
 
 (defn- demo-maps []
   (into #{} (comp (filter #(= (:name demo/map-spec) (:name %))) (map :id)) (host/maps)))

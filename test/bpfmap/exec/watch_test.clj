@@ -2,7 +2,7 @@
   "What changes between two looks at a map: rates, marks, frames; and the command line's `watch`
   and `diff`."
   (:require [bpfmap.bytes :as bytes]
-            [bpfmap.cli.calling :refer [bpfmap id-of read-edn]]
+            [bpfmap.cli.calling :as calling :refer [bpfmap id-of read-edn]]
             [bpfmap.core :as bpf]
             [bpfmap.exec :as exec]
             [bpfmap.exec.watch :as watch]
@@ -12,7 +12,7 @@
             [clojure.data.json :as json]
             [clojure.string :as str]
             [clojure.test :refer [deftest is testing]])
-  (:import (java.io Closeable)
+  (:import (java.io Closeable StringWriter)
            (java.nio.file.attribute PosixFilePermissions)))
 
 (set! *warn-on-reflection* true)
@@ -82,9 +82,9 @@
   (testing "a watch ends on request and closes the map"
     (with-open [m (counts {1 10})]
       (let [before (fixture/settled-descriptors)]
-        (is (= 3
-               (reduce (fn [n _] (inc n)) 0
-                       (exec/watch {:ref (id-of m) :interval 0.1 :seconds 0.25}))))
+        (is (contains? #{2 3} ; the third comes too late if the machine is
+                       (reduce (fn [n _] (inc n)) 0
+                               (exec/watch {:ref (id-of m) :interval 0.1 :seconds 0.25}))))
         (is (= 1 (reduce (fn [n _] (reduced (inc n))) 0 (exec/watch {:ref (id-of m)}))))
         (is (= before (fixture/open-descriptors)))))))
 
@@ -254,18 +254,18 @@
 (kernel-test frames-without-terminal
   (testing "without a terminal frames are printed one after the other"
     (with-open [m (counts {1 10})]
-      (let [{:keys [exit out err]} (bpfmap "watch" (id-of m) "--interval" "0.1" "--seconds" "0.15")]
+      (let [{:keys [exit out err]} (bpfmap "watch" (id-of m) "--interval" "0.5" "--seconds" "0.75")]
         (is (= [0 ""] [exit err]))
         (is (= 2 (count (re-seq #"(?m)^Map \d+ live \(hash\): 1 of 64 entries$" out))))
-        (is (re-find #"every 0\.1 s: first reading; stop with Ctrl-C" out))
-        (is (re-find #"every 0\.1 s: 0 added, 0 changed, 0 removed; stop with Ctrl-C" out)))
+        (is (re-find #"every 0\.5 s: first reading; stop with Ctrl-C" out))
+        (is (re-find #"every 0\.5 s: 0 added, 0 changed, 0 removed; stop with Ctrl-C" out)))
       (is (re-find #"every 0\.02 s: "
                    (:out (bpfmap "watch" (id-of m) "--interval" "0.02" "--seconds" "0.02"))))
       (is (re-find #"every 3\.0 s: "
                    (:out (bpfmap "watch" (id-of m) "--interval" "3" "--seconds" "0.02"))))
       (doseq [[format read] {"--edn" read-edn, "--json" #(json/read-str % :key-fn keyword)}]
-        (let [lines (str/split-lines (:out (bpfmap "watch" (id-of m) "--interval" "0.1" "--seconds"
-                                                   "0.15" format)))]
+        (let [lines (str/split-lines (:out (bpfmap "watch" (id-of m) "--interval" "0.5" "--seconds"
+                                                   "0.75" format)))]
           (is (= [1 1] (map (comp :entries read) lines))))))))
 
 (kernel-test map-status-is-printed
@@ -275,11 +275,14 @@
           id (id-of old)]
       (with-open [new ^Closeable (counts {1 20})]
         (bpf/pin! old pin)
-        (let [watch (future (bpfmap "watch" pin "--interval" "0.3" "--seconds" "5"))]
-          (Thread/sleep 450)
+        (let [printed (StringWriter.)
+              prints? (fn [text] (fixture/eventually #(str/includes? (str printed) text)))
+              watch (future (calling/bpfmap-to printed "watch" pin "--interval" "0.3"
+                                               "--seconds" "60"))]
+          (is (prints? " live (hash): 1 of 64 entries\n"))
           (bpf/unpin! old)
           (bpf/pin! new pin)
-          (Thread/sleep 400)
+          (is (prints? (str " is now map " (id-of new))))
           (bpf/close old)
           (let [{:keys [exit out err]} @watch]
             (is (= 1 exit))
@@ -299,8 +302,8 @@
   (testing "diff compares a map with itself some seconds later"
     (with-open [m (counts {1 10, 2 20, 3 30})]
       (exec/diff {:old (id-of m) :seconds 0.01}) ; loads what a first look needs
-      (let [diff (future (exec/diff {:old (id-of m) :seconds 0.5}))]
-        (Thread/sleep 250)
+      (let [diff (future (exec/diff {:old (id-of m) :seconds 2.0}))]
+        (Thread/sleep 1000)
         (bpf/put! m 2 25)
         (bpf/delete! m 3)
         (bpf/put! m 4 1)
@@ -309,7 +312,7 @@
                  (map (juxt :change :key :old :new) rows)))
           (is (= {:added 1 :changed 1 :removed 1 :same 1}
                  (select-keys (meta rows) [:added :changed :removed :same])))
-          (is (< 2.0 (:per-second (first rows)) 10.1)))))))
+          (is (< 0.5 (:per-second (first rows)) 2.6)))))))
 
 (kernel-test diff-of-two-maps
   (testing "diff compares two maps"

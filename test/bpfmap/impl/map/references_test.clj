@@ -1,7 +1,7 @@
 (ns ^:volume bpfmap.impl.map.references-test
   "Maps that store other objects: references that are written and read."
   (:require [bpfmap.core :as bpf]
-            [bpfmap.fixture :as fixture :refer [error-of kernel-test]]
+            [bpfmap.fixture :as fixture :refer [error-of eventually kernel-test]]
             [bpfmap.impl.map.bpf-map :as bpf-map]
             [bpfmap.prog :as prog]
             [bpfmap.programs :as programs]
@@ -25,13 +25,6 @@
 
 (defn- number-in [reference]
   (with-open [m ^Closeable (bpf/open reference)] (m 0)))
-
-(defn- eventually [f]
-  (loop [tries 500]
-    (or (f)
-        (when (pos? tries)
-          (Thread/sleep 10)
-          (recur (dec tries))))))
 
 (def ^:private this-pid (.pid (ProcessHandle/current)))
 
