@@ -533,7 +533,8 @@
    :id-gone
    (fn []
      (let [id (with-open [m (hash-map-of 1)] (id-of m))]
-       (Thread/sleep 50) ; the kernel frees it a little later
+       ;; the kernel frees it a little later
+       (is (fixture/eventually #(not-any? (comp #{id} :id) (host/maps))))
        (says (refusal (bpf/open id)) "no map has that id"))
      (says (refusal (prog/open 0x7ffffff0)) "no program has that id"))
 
