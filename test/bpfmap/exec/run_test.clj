@@ -255,7 +255,7 @@
     (is (= 0 (:exit (fixture/run [script "--version"]))) "the first call compiles")
     (let [{:keys [exit rows seconds]} (signalled-run "TERM")]
       (is (= 143 exit))
-      (is (< seconds 5))
+      (is (< seconds 30))
       (is (= [:running :ended] (map :status [(first rows) (last rows)])))
       (is (gone? (map :id (:programs (first rows))))))
     (let [{:keys [exit rows]} (signalled-run "KILL")

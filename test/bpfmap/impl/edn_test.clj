@@ -160,7 +160,7 @@
                                                 (#{:where :condition :hint} what)) e))
                                 (catch Throwable e e))
                         millis (quot (- (System/nanoTime) begun) 1000000)]
-                    (when (or wrong (< 2000 millis))
+                    (when (or wrong (< 20000 millis))
                       {:what what :text text :millis millis :wrong (some-> wrong str)}))))
           (range n))))
 

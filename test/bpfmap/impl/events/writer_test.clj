@@ -156,7 +156,7 @@
             {:keys [message] :bpfmap/keys [error]} (error-of (events/send! w 256 {:timeout 0.12}))]
         (is (= :map-full error))
         (is (str/includes? message "found no room for 0.12 s"))
-        (is (<= 120e6 (- (System/nanoTime) started) 2e9)))
+        (is (<= 120e6 (- (System/nanoTime) started) 3e10)))
       (is (= 256 (pump/run p)))
       (is (= (range 256) (drained out)))
       (is (true? (events/send! w 256))))))
@@ -181,7 +181,7 @@
           (is (= 256 (pump/run p)))
           (let [[sent nanos] (deref done 10000 nil)]
             (is (true? sent))
-            (is (< 90e6 nanos 5e9)))
+            (is (< 90e6 nanos 3e10)))
           (is (= 1 (pump/run p)))
           (is (= 1000 (last (drained out)))))))
     (testing "and one that waits for more than a byte does not spin"
