@@ -187,11 +187,11 @@
         shown (promise)
         running (future (demo/observe 600.0 stop (fn [_] (deliver shown true))))]
     (try
-      (is (true? (deref shown 60000 :late)))
+      (is (true? (deref shown fixture/patience :late)))
       (f (own-demo-id))
       (finally
         (deliver stop true)
-        (deref running 60000 nil)))))
+        (deref running fixture/patience nil)))))
 
 (defn- without-numbers
   "Lines of a page without numbers and times, which differ from run to run and kernel to kernel."

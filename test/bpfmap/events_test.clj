@@ -160,7 +160,7 @@
           (let [got (elsewhere #(events/poll! r 60))]
             (Thread/sleep 150)
             (producer/send! p (producer/of-longs 5 5))
-            (is (= [:value {:a 5 :b 5}] (deref got 60000 :late)))))))))
+            (is (= [:value {:a 5 :b 5}] (deref got fixture/patience :late)))))))))
 
 (kernel-test n2-outstanding-bytes
   (testing "a ring holds its size less 8 bytes; after reading, the producer goes on"
@@ -286,7 +286,7 @@
                           (Thread/sleep 20)
                           (let [sent (System/nanoTime)]
                             (producer/send! s (producer/of-longs 4))
-                            (let [[x at] (deref arrived 60000 nil)]
+                            (let [[x at] (deref arrived fixture/patience nil)]
                               (is (= 4 x))
                               (/ (- (long at) sent) 1e6))))))]
           ;; The median: the machine may be busy with something else.
@@ -373,7 +373,7 @@
           (producer/send! s (producer/of-longs 2))
           (let [begun (System/nanoTime)]
             (is (nil? (events/flush! r)))
-            (is (= [1 2] (deref result 60000 nil)))
+            (is (= [1 2] (deref result fixture/patience nil)))
             (is (< (/ (- (System/nanoTime) begun) 1e6) 60000)))
           (fixture/join thread))))
     (testing "then a call waits again"
@@ -416,7 +416,7 @@
           (producer/send! s (producer/of-longs 6))
           (Thread/sleep 50)
           (events/flush! p)
-          (is (= :value (first (deref result 60000 nil)))))))
+          (is (= :value (first (deref result fixture/patience nil)))))))
     (.close ^Closeable r)
     (is (re-find #"^The reader of map \d+ \(events\) is closed: it was closed before this call"
                  (:message (error-of (events/flush! r)))))))
@@ -436,7 +436,7 @@
                (is (eventually #(waiting? thread)))
                (let [begun (System/nanoTime)]
                  (.close ^Closeable r)
-                 (let [[value at] (deref result 60000 nil)]
+                 (let [[value at] (deref result fixture/patience nil)]
                    (is (= [] value))
                    (is (= mappings (fixture/mapped-maps)) "close waits for the thread")
                    (/ (- (long at) begun) 1e6))))))]
@@ -510,7 +510,8 @@
                                           (.isInterrupted (Thread/currentThread))]))))]
         (is (eventually #(waiting? thread)))
         (.interrupt ^Thread thread)
-        (let [[{:keys [message] :bpfmap/keys [error so-far]} interrupted?] (deref result 60000 nil)]
+        (let [[{:keys [message] :bpfmap/keys [error so-far]} interrupted?]
+              (deref result fixture/patience nil)]
           (is (= [:interrupted [3 3] true] [error so-far interrupted?]))
           (is (= "reduce has not finished: the thread was interrupted" message)))))))
 
@@ -647,7 +648,7 @@
                                                            (swap! errors conj (ex-message e))
                                                            (throw (ex-info "neither" {})))})]
                 (producer/send! s (producer/of-longs 1))
-                (is (= "neither" (deref uncaught 60000 nil)))
+                (is (= "neither" (deref uncaught fixture/patience nil)))
                 (is (= ["no"] @errors)))
               (finally (Thread/setDefaultUncaughtExceptionHandler handler)))))
         (testing "without it, an exception ends the subscription"
@@ -659,7 +660,7 @@
                  (uncaughtException [_ _ e] (deliver uncaught (ex-message e)))))
               (with-open [subscription (events/subscribe r (fn [_] (throw (ex-info "no" {}))))]
                 (producer/send! s (producer/of-longs 1))
-                (is (= "no" (deref uncaught 60000 nil)))
+                (is (= "no" (deref uncaught fixture/patience nil)))
                 (is (eventually #(str/ends-with? (pr-str subscription) "ended>"))))
               (finally (Thread/setDefaultUncaughtExceptionHandler handler)))
             (producer/send! s (producer/of-longs 2))
@@ -682,7 +683,7 @@
           (.start (Thread/ofVirtual) (fn [] (deliver ran (System/nanoTime))))
           ;; Waits that block their carriers take turns of 100 ms, 100 / cpus of them. A fifth of
           ;; that leaves time for a slow machine.
-          (is (< (/ (- (long (deref ran 60000 Long/MAX_VALUE)) begun) 1e6)
+          (is (< (/ (- (long (deref ran fixture/patience Long/MAX_VALUE)) begun) 1e6)
                  (* fixture/slowness
                     (max 100 (quot 2000 (.availableProcessors (Runtime/getRuntime))))))))
         (testing "and get events"
@@ -859,7 +860,7 @@
         (let [got (elsewhere #(events/poll! r 60))]
           (Thread/sleep 100)
           (producer/send! s (producer/of-longs 6))
-          (is (= [:value 6] (deref got 60000 :late)))))
+          (is (= [:value 6] (deref got fixture/patience :late)))))
       (testing "handles of one access only are enough"
         (doseq [access [:read-only :write-only]]
           (with-open [one (bpf/open (:id (bpf/info m)) {:access access})

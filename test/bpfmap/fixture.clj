@@ -21,6 +21,10 @@
   "How many times as long things may take here. script/kernel-matrix says so of its machines."
   (parse-long (System/getProperty "bpfmap.slowness" "1")))
 
+(def patience
+  "Milliseconds to wait for what must come: one minute, and ten minutes on slow machines."
+  (* 60000 (min 10 (long slowness))))
+
 ;; --- skips
 
 (def skips
@@ -107,8 +111,8 @@
 ;; --- processes and files
 
 (defn run
-  "Runs a command to its end; returns {:exit :out :err}. Kills it after 300 seconds, which `:err`
-  then says: an emulated processor starts a JVM in two minutes."
+  "Runs a command to its end; returns {:exit :out :err}. Kills it after five minutes, or after ten on
+  slow machines, which `:err` then says: an emulated processor starts a JVM in two minutes."
   [command & {:keys [env dir]}]
   (let [out (File/createTempFile "bpfmap" ".out")
         err (File/createTempFile "bpfmap" ".err")
@@ -120,13 +124,14 @@
     (doseq [[k v] env] (.put (.environment builder) k v))
     (try
       (let [process (.start builder)
-            ended? (.waitFor process 300 TimeUnit/SECONDS)]
+            limit (max 300000 (long patience))
+            ended? (.waitFor process limit TimeUnit/MILLISECONDS)]
         (when-not ended?
           (.destroyForcibly process))
         {:exit (.waitFor process)
          :out (slurp out)
          :err (cond-> (slurp err)
-                (not ended?) (str "\nkilled, since it did not end within 300 seconds"))})
+                (not ended?) (str "\nkilled, since it did not end within " (quot limit 1000) " seconds"))})
       (finally
         (.delete out)
         (.delete err)))))
@@ -213,11 +218,12 @@
   (doto (Thread. ^Runnable (bound-fn* f)) (.start)))
 
 (defn join
-  "Waits for a thread to end; at most 120 seconds."
+  "Waits for a thread to end: at most two minutes, or ten on slow machines."
   [^Thread t]
-  (.join t 120000)
-  (when (.isAlive t)
-    (throw (ex-info "a thread did not end within 120 seconds" {}))))
+  (let [limit (max 120000 (long patience))]
+    (.join t limit)
+    (when (.isAlive t)
+      (throw (ex-info (str "a thread did not end within " (quot limit 1000) " seconds") {})))))
 
 (defn in-threads
   "Calls (f i) on n threads at once and returns what they return; throws what one of them throws."
@@ -240,9 +246,10 @@
 ;; --- waiting
 
 (defn eventually
-  "Calls f until it returns what is true, for at most a minute; returns what it returned last."
+  "Calls f until it returns what is true, for at most a minute, or ten on slow machines; returns what
+  it returned last."
   [f]
-  (let [end (+ (System/nanoTime) (* 60000000000 (long slowness)))]
+  (let [end (+ (System/nanoTime) (* 1000000 (long patience)))]
     (loop []
       (or (f)
           (when (< (System/nanoTime) end)

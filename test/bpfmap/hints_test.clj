@@ -140,7 +140,7 @@
   (let [ready (promise)
         done (promise)
         thread (fixture/thread #(do (deliver ready (linux/call "gettid")) @done))]
-    (try (f (deref ready 10000 nil))
+    (try (f (deref ready fixture/patience nil))
          (finally (deliver done true) (fixture/join thread)))))
 
 (defn- storage ^Closeable [type]

@@ -417,7 +417,7 @@
                              (catch IllegalStateException _ :closed)))]
         (Thread/sleep 1)
         (.close m)
-        (is (= :closed (deref reader 60000 :late)))))))
+        (is (= :closed (deref reader fixture/patience :late)))))))
 
 ;; --- the page
 

@@ -105,7 +105,7 @@
   "Returns the value of a promise of an answer; throws if that is an exception, and when it
   does not come."
   [waiter]
-  (let [answer (deref waiter 60000 (ex-info "No answer within 60 seconds" {}))]
+  (let [answer (deref waiter fixture/patience (ex-info "No answer came" {}))]
     (if (instance? Throwable answer)
       (throw answer)
       answer)))
@@ -182,7 +182,7 @@
 (defn exit
   "The exit code of a pod; fails the test's patience after a minute."
   [{:keys [^Process process]}]
-  (if (.waitFor process 60 TimeUnit/SECONDS)
+  (if (.waitFor process (long fixture/patience) TimeUnit/MILLISECONDS)
     (.exitValue process)
     (do (.destroyForcibly process) :none-within-a-minute)))
 

@@ -101,7 +101,7 @@
         "it waits")
     (Thread/sleep 20)
     (.interrupt thread)
-    (deref result 10000 :still-waits)))
+    (deref result fixture/patience :still-waits)))
 
 (kernel-test interrupted-waits
   (testing "an interrupt ends every wait with an error as data"

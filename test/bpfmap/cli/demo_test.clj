@@ -96,7 +96,7 @@
       (try
         (is (= :inner (interactive/handling {"HUP" #(deliver seen :inner)}
                                             #(do (Signal/raise (Signal. "HUP"))
-                                                 (deref seen 60000 nil)))))
+                                                 (deref seen fixture/patience nil)))))
         (let [seen-again (promise)]
           (interactive/handling {"HUP" #(deliver seen-again :inner)} (constantly nil))
           (Signal/raise (Signal. "HUP"))

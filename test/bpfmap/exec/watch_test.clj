@@ -243,7 +243,7 @@
                                     [] (exec/watch {:ref pin :interval 0.05 :seconds 5})))))]
           (bpf/pin! new beside)
           (readable beside "r--r--r--")
-          (deref go 2000 nil)
+          (deref go fixture/patience nil)
           (bpf/unpin! old)
           (bpf/move-pin! new beside pin)
           (is (= :gone (last @frames)))

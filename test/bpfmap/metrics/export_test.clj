@@ -302,6 +302,6 @@
               (is (until #(= (slurp err)
                              (str "bpfmap: The config " (pr-str file) " was read again\n"))))
               (signal "TERM")
-              (is (.waitFor process 120 TimeUnit/SECONDS))
+              (is (.waitFor process (long fixture/patience) TimeUnit/MILLISECONDS))
               (is (= 0 (.exitValue process))))
             (finally (.destroyForcibly process))))))))

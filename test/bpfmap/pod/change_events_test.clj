@@ -33,9 +33,9 @@
                         (deliver ended (try
                                          (change-events/run w #(.put events %))
                                          (catch Throwable e e)))))
-      (f m w #(.poll events 60 TimeUnit/SECONDS))
+      (f m w #(.poll events (long fixture/patience) TimeUnit/MILLISECONDS))
       (.close w)
-      (deref ended 60000 :not-ended))))
+      (deref ended fixture/patience :not-ended))))
 
 (kernel-test events-since-the-last
   (testing "an event has the changes since the previous one"
@@ -60,7 +60,7 @@
         (bpf/pin! m pin)
         (with-open [w (change-events/start m {:interval 0.005})]
           (let [ended (future (change-events/run w #(.put events %)))
-                event #(dissoc (.poll events 60 TimeUnit/SECONDS) :at)]
+                event #(dissoc (.poll events (long fixture/patience) TimeUnit/MILLISECONDS) :at)]
             (is (:entries (event)))
             (.delete (java.io.File. ^String pin))
             (bpf/pin! other pin)

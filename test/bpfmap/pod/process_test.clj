@@ -59,7 +59,7 @@
         (testing "open objects are closed at shutdown"
           (let [id (:id (:form (call 'create spec)))]
             (is (= 0 (client/stop c)))
-            (is (= :end (deref (:ended c) 60000 :not-ended))
+            (is (= :end (deref (:ended c) fixture/patience :not-ended))
                 "and all that it wrote were whole messages")
             (is (= :not-found (:bpfmap/error (error-of (bpf/open id)))))))
         (finally

@@ -192,7 +192,7 @@
               (Thread/sleep 150)
               (let [sent (System/nanoTime)]
                 (send-on cpu p 1)
-                (is (some? (deref got 60000 nil)))
+                (is (some? (deref got fixture/patience nil)))
                 (is (< (- (System/nanoTime) sent) 1.5e10))))))))))
 
 (kernel-test events-without-wake-up
@@ -216,7 +216,7 @@
         (Thread/sleep 100)
         (let [started (System/nanoTime)]
           (.close ^Closeable r)
-          (is (= 2 (count (deref got 60000 nil))))
+          (is (= 2 (count (deref got fixture/patience nil))))
           (is (< (- (System/nanoTime) started) 3e10)))
         (fixture/join thread)
         (is (= :closed (:bpfmap/error (error-of (into [] r)))))))))
@@ -322,7 +322,7 @@
           (events/pause! r)
           (events/resume! r)
           (send-on cpu p 1)
-          (is (some? (deref got 60000 nil)))
+          (is (some? (deref got fixture/patience nil)))
           (fixture/join thread)))
       (testing "it does not take the slots of a reader that came meanwhile, nor empty them"
         (events/pause! r)

@@ -179,7 +179,7 @@
           (Thread/sleep 100)
           (is (not (realized? done)))
           (is (= 256 (pump/run p)))
-          (let [[sent nanos] (deref done 10000 nil)]
+          (let [[sent nanos] (deref done fixture/patience nil)]
             (is (true? sent))
             (is (< 90e6 nanos 3e10)))
           (is (= 1 (pump/run p)))
@@ -317,7 +317,7 @@
                      2 (do (events/discard! (events/reserve w 40 {:timeout 60}))
                            (events/send! w record {:timeout 60})))))))
             (finally (vreset! pumping false)))
-          (is (= (* threads each) (deref pumped 60000 :late)))
+          (is (= (* threads each) (deref pumped fixture/patience :late)))
           (let [records (drained out)]
             (is (every? (fn [[_ i square minus]]
                           (and (= square (* 31 (long i)))

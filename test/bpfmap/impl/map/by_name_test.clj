@@ -57,7 +57,7 @@
           (try
             (with-open [m (create spec)]
               (is (= path (bpf/pinned-path m)))
-              (is (= [true n] (deref found 60000 :never))
+              (is (= [true n] (deref found fixture/patience :never))
                   "as it was at the first moment at which it could be opened")
               (bpf/unpin! m))
             (finally

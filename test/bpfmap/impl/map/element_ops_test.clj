@@ -276,7 +276,7 @@
     (let [ready (promise)
           done (promise)
           thread (fixture/thread #(do (deliver ready (linux/call "gettid")) @done))
-          worker (deref ready 10000 nil)]
+          worker (deref ready fixture/patience nil)]
       (try
         (linux/on-a-kernel-that-refuses
          [{:call Abi/SYS_PIDFD_OPEN :arguments {1 0200} :errno 22}]
