@@ -24,12 +24,16 @@
 
 This page shows the results of the kernel tests on other kernels than the one that bpfmap is
 developed on. `script/kernel-matrix` writes it: see [Contributing](../CONTRIBUTING.md). Do not edit
-it. The kernels are Debian's cloud kernels for x86-64, in virtual machines with two processors that
-qemu emulates.
+it. The kernels are Debian's, in virtual machines with two processors that qemu emulates. A name
+such as `6.12-arm64-16k` has the processor, x86-64 if there is none, and the size of a page, 4 KiB
+if there is none.
 ")
 
-(defn- version [name]
-  (mapv parse-long (str/split name #"\.")))
+(defn- version
+  "Returns what kernels are ordered by: those of x86-64 by release, then those of other processors."
+  [name]
+  (let [[release & machine] (str/split name #"-")]
+    (into (mapv parse-long (str/split release #"\.")) machine)))
 
 (defn- add
   "Returns the sums of a kernel's results."

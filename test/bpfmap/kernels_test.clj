@@ -39,5 +39,12 @@
       (is (= 0 exit))
       (is (str/includes? out "script/kernel-matrix 5.10 6.1 6.12 7.2")))
     (let [{:keys [exit err]} (fixture/run ["script/kernel-matrix" "4.19"])]
-      (is (= [1 "kernel-matrix: unknown kernel 4.19; the kernels are 5.10 6.1 6.12 7.2\n"]
+      (is (= [1 (str "kernel-matrix: unknown kernel 4.19; the kernels are 5.10 6.1 6.12 6.12-arm64 "
+                     "6.12-arm64-16k 6.12-riscv64 7.2 7.2-arm64-16k\n")]
              [exit err])))))
+
+(deftest order-of-kernels
+  (testing "x86-64 comes first, by release, then the other processors"
+    (is (re-find #"(?m)^\| namespace \| 5\.10 \| 6\.12 \| 6\.12-arm64 \| 6\.12-arm64-16k \|$"
+                 (kernels/page (zipmap ["6.12-arm64-16k" "6.12-arm64" "6.12" "5.10"]
+                                       (repeat (data "6.1"))))))))

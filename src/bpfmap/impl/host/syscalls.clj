@@ -1,7 +1,8 @@
 (ns ^:no-doc bpfmap.impl.host.syscalls
-  "Names system calls by number.
-  The numbers differ between architectures."
-  (:require [clojure.edn :as edn]
+  "Names system calls by number, and the kernel's functions of them.
+  The numbers and the functions differ between architectures."
+  (:require [bpfmap.impl.map-types :as map-types]
+            [clojure.edn :as edn]
             [clojure.java.io :as io]))
 
 (set! *warn-on-reflection* true)
@@ -22,3 +23,30 @@
       (syscall-name 9999)         ;=> \"syscall_9999\""
   ([number] (syscall-name number (System/getProperty "os.arch")))
   ([number arch] (get-in @tables [arch number] (str "syscall_" number))))
+
+(def ^:private wrappers
+  "Architecture to the prefix of the kernel's functions of system calls, and the release that
+  brought these functions.
+
+  They take the registers of the caller. Source: the uses of ARCH_HAS_SYSCALL_WRAPPER and each
+  asm/syscall_wrapper.h."
+  {"amd64" ["__x64_sys_" "4.17"]
+   "aarch64" ["__arm64_sys_" "4.19"]
+   "riscv64" ["__riscv_sys_" "6.6"]})
+
+(defn wrapper
+  "Returns the prefix of functions that take the caller's registers; nil if there are none.
+
+      (wrapper \"aarch64\" \"6.12.1\") ;=> \"__arm64_sys_\"
+      (wrapper \"riscv64\" \"6.1.0\")  ;=> nil"
+  [arch release]
+  (when-let [[prefix since] (wrappers arch)]
+    (when (and release (map-types/at-least? release since))
+      prefix)))
+
+(defn syscall-function
+  "Returns the name of the kernel's function of a system call.
+
+      (syscall-function \"bpf\" \"amd64\" \"6.18.0\") ;=> \"__x64_sys_bpf\""
+  [call arch release]
+  (str (or (wrapper arch release) "sys_") call))

@@ -2,6 +2,7 @@
   "Finds functions to attach to: in the kernel, and in programs and shared libraries."
   (:require [bpfmap.error :as error]
             [bpfmap.impl.elf.symbols :as symbols]
+            [bpfmap.impl.host.syscalls :as syscalls]
             [bpfmap.impl.kernel.call :as call]
             [bpfmap.impl.kernel.paths :as paths]
             [bpfmap.impl.kernel.procfs :as procfs]
@@ -103,13 +104,8 @@
 
 (defn of-system-call
   "Returns the name of the kernel's function of a system call, on this processor."
-  [call]
-  (str (case (System/getProperty "os.arch")
-         "amd64" "__x64_sys_"
-         "aarch64" "__arm64_sys_"
-         "riscv64" "__riscv_sys_"
-         "sys_")
-       call))
+  [system-call]
+  (syscalls/syscall-function system-call (System/getProperty "os.arch") (call/kernel-release)))
 
 ;; --- files
 

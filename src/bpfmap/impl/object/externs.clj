@@ -5,11 +5,11 @@
   functions, variables and structs in its BTF."
   (:require [bpfmap.impl.btf.blob :as blob]
             [bpfmap.impl.host.kernel-btf :as kernel-btf]
+            [bpfmap.impl.host.syscalls :as syscalls]
             [bpfmap.impl.kernel.call :as call]
             [bpfmap.impl.kernel.probe :as kernel.probe]
             [bpfmap.impl.kernel.procfs :as procfs]
             [bpfmap.impl.kernel.prog :as kernel.prog]
-            [bpfmap.impl.map-types :as map-types]
             [bpfmap.impl.nearest :as nearest]
             [bpfmap.impl.object.load-error :refer [invalid]]
             [bpfmap.impl.prog.program :as program]
@@ -100,10 +100,8 @@
                                                           {:type 5 :insns with-cookie}
                                                           {:op :load})))
                                    1 0))
-   "LINUX_HAS_SYSCALL_WRAPPER" (delay (if (and (#{"amd64" "aarch64" "s390x"}
-                                                (System/getProperty "os.arch"))
-                                               (some-> (call/kernel-release)
-                                                       (map-types/at-least? "4.17")))
+   "LINUX_HAS_SYSCALL_WRAPPER" (delay (if (syscalls/wrapper (System/getProperty "os.arch")
+                                                            (call/kernel-release))
                                         1 0))})
 
 (defn has-cookies?

@@ -2,6 +2,7 @@
   "Names of system calls, against the C header of this machine and by hand."
   (:require [bpfmap.fixture :as fixture]
             [bpfmap.impl.host.syscalls :as syscalls]
+            [bpfmap.impl.kernel.call :as call]
             [clojure.edn :as edn]
             [clojure.java.io :as io]
             [clojure.test :refer [are deftest is testing]]))
@@ -38,6 +39,26 @@
       (is (< 300 (count table)) arch)
       (is (apply distinct? (vals table)) arch)
       (is (every? #(re-matches #"[a-z0-9_]+" %) (vals table)) arch))))
+
+(deftest functions-of-system-calls
+  (testing "a system call's function has its architecture's prefix since its release"
+    (are [function arch release] (= function (syscalls/syscall-function "bpf" arch release))
+      "sys_bpf" "amd64" "4.16.1"
+      "__x64_sys_bpf" "amd64" "4.17.0"
+      "sys_bpf" "aarch64" "4.18.20"
+      "__arm64_sys_bpf" "aarch64" "4.19"
+      "sys_bpf" "riscv64" "6.5.13"
+      "__riscv_sys_bpf" "riscv64" "6.6.0-rc1"
+      "sys_bpf" "no-such-machine" "6.18"
+      "sys_bpf" "amd64" nil)))
+
+(fixture/kernel-test function-of-this-kernel
+  (testing "this kernel has the function of its system call"
+    (let [function (syscalls/syscall-function "bpf" (System/getProperty "os.arch")
+                                              (call/kernel-release))]
+      (is (re-find (re-pattern (str "(?m)^[0-9a-f]+ [tTwW] " function "$"))
+                   (slurp "/proc/kallsyms"))
+          function))))
 
 (deftest names-match-c-header
   (testing "the names match the C header"
