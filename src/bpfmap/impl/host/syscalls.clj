@@ -25,17 +25,16 @@
   ([number arch] (get-in @tables [arch number] (str "syscall_" number))))
 
 (def ^:private wrappers
-  "Architecture to the prefix of the kernel's functions of system calls, and the release that
-  brought these functions.
+  "Architecture to a prefix of kernel functions, and the release that brought them.
 
-  They take the registers of the caller. Source: the uses of ARCH_HAS_SYSCALL_WRAPPER and each
+  They are the functions of system calls, and take the registers of the caller. Source: the uses of ARCH_HAS_SYSCALL_WRAPPER and each
   asm/syscall_wrapper.h."
   {"amd64" ["__x64_sys_" "4.17"]
    "aarch64" ["__arm64_sys_" "4.19"]
    "riscv64" ["__riscv_sys_" "6.6"]})
 
 (defn wrapper
-  "Returns the prefix of functions that take the caller's registers; nil if there are none.
+  "Returns the prefix of functions that take registers; nil if there are none.
 
       (wrapper \"aarch64\" \"6.12.1\") ;=> \"__arm64_sys_\"
       (wrapper \"riscv64\" \"6.1.0\")  ;=> nil"

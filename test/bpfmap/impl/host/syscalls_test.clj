@@ -3,6 +3,7 @@
   (:require [bpfmap.fixture :as fixture]
             [bpfmap.impl.host.syscalls :as syscalls]
             [bpfmap.impl.kernel.call :as call]
+            [bpfmap.impl.kernel.procfs :as procfs]
             [clojure.edn :as edn]
             [clojure.java.io :as io]
             [clojure.test :refer [are deftest is testing]]))
@@ -57,7 +58,7 @@
     (let [function (syscalls/syscall-function "bpf" (System/getProperty "os.arch")
                                               (call/kernel-release))]
       (is (re-find (re-pattern (str "(?m)^[0-9a-f]+ [tTwW] " function "$"))
-                   (slurp "/proc/kallsyms"))
+                   (String. (procfs/read-bytes "/proc/kallsyms")))
           function))))
 
 (deftest names-match-c-header
