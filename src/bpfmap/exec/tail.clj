@@ -282,10 +282,10 @@
   (let [begun (System/nanoTime)
         left #(if seconds (- (double seconds) (/ (- (System/nanoTime) begun) 1e9)) slice)
         step (fn [acc row] (if (or (reduced? acc) (nil? row)) acc (f acc row)))]
-    (loop [acc init seen nil]
-      (if (or (reduced? acc) (not (pos? (double (left)))))
+    (loop [acc init seen nil wait (double (left))]
+      (if (or (reduced? acc) (not (pos? wait)))
         (unreduced acc)
-        (let [event (next-event r (min (double slice) (double (left))))
+        (let [event (next-event r (min (double slice) wait))
               now (when-not (= ::closed event) (events/stats r))
               undecoded @errors
               _ (vreset! errors [])
@@ -293,9 +293,9 @@
           (cond
             (= ::closed event) (unreduced acc)
             (reduced? acc) @acc
-            (not= ::none event) (recur (step acc (of-event event)) now)
+            (not= ::none event) (recur (step acc (of-event event)) now (double (left)))
             (ended?) (unreduced (step acc {:status :gone}))
-            :else (recur acc now)))))))
+            :else (recur acc now (double (left)))))))))
 
 (defn- selecting
   "Returns a transducer for the events that meet all `:where`, at most `:limit`.

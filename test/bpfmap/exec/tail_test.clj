@@ -480,3 +480,9 @@ char LICENSE[] __attribute__((section(\"license\"), used)) = \"GPL\";
         (is (= [2 (str "bpfmap: --from requires a ring buffer: a perf event array keeps no events "
                        "that were read; see `bpfmap help tail`")]
                (refused "tail" (id-of m) "--from" "oldest")))))))
+
+(kernel-test ends-in-time
+  (testing "tail ends without an error even if its time is over while it looks at the clock"
+    (with-open [m (ring 4096)]
+      (dotimes [_ 10]
+        (is (= [] (into [] (exec/tail {:ref m :seconds 1e-6}))))))))
