@@ -187,7 +187,7 @@
                 (nil? was) (.add strangers k)
                 (or (not values?) (= was v)) (.add same k)
                 :else (vswap! changed inc))))
-          (raw-entries/entries m))
+          (eduction (progress/counting "entries compared") (raw-entries/entries m)))
     {:same same :changed @changed :missing (- (.size saved) (.size same) (long @changed))
      :strangers strangers}))
 
@@ -215,15 +215,20 @@
                          :bpfmap/hint (str "the entry of " (edn-text k) " is " (edn-text v)
                                            ", which :inner does not have")}))))
 
+(defn- written
+  "Returns entries that report their number while they are written."
+  [entries]
+  (eduction (progress/counting "entries written") entries))
+
 (defn- write-entries-into
   "Writes entries into a map, given as data and as bytes."
   [m entries in-bytes {:keys [inner]}]
   (cond
     inner (put-inner m entries inner)
     ;; A reference is written as a descriptor, which has no bytes.
-    (get-in (input/row-of m) [:refers :value :in]) (bpf/put-all! m entries)
+    (get-in (input/row-of m) [:refers :value :in]) (bpf/put-all! m (written entries))
     :else (with-open [twin (raw-entries/open-raw m)]
-            (bpf/put-all! twin in-bytes))))
+            (bpf/put-all! twin (written in-bytes)))))
 
 (defn- outcome
   "Returns the result of a restore: the entries of the map, and the actions."
@@ -265,22 +270,20 @@
         (outcome m by-key (nil? inner) (count same) deleted)))))
 
 (defn- made
-  "Returns a new, open map made from a file.
+  "Returns a new, open map made from a file, whose entries are given as bytes too.
 
-  A map of maps is filled and frozen after its creation."
-  ^java.io.Closeable [file {:keys [spec entries inner]}]
-  (if-not inner
-    (bpf/create (assoc (dissoc spec :pinning) :contents entries))
-    (do
-      (check-inner file entries inner)
-      (let [m (bpf/create (dissoc spec :pinning :freeze))]
-        (try
-          (put-inner m entries inner)
-          (when (:freeze spec) (bpf/freeze! m))
-          m
-          (catch Throwable e
-            (bpf/close m)
-            (throw e)))))))
+  It is filled and frozen after its creation."
+  ^java.io.Closeable [file {:keys [spec entries inner] :as saved} in-bytes]
+  (when inner (check-inner file entries inner))
+  (let [m (bpf/create (dissoc spec :pinning :freeze))]
+    (try
+      (check-cpus m entries)
+      (write-entries-into m entries in-bytes saved)
+      (when (:freeze spec) (bpf/freeze! m))
+      m
+      (catch Throwable e
+        (bpf/close m)
+        (throw e)))))
 
 (defn restore
   "Restores a map from a file.
@@ -304,8 +307,8 @@
   (let [{:keys [spec entries inner] :as saved} (saved-file/read-file file)]
     (if into
       (into-existing options saved)
-      (with-open [m (made file saved)]
-        (bpf/pin! m pin)
-        (let [in-bytes (saved-file/in-bytes (saved-file/completed spec) entries)]
+      (let [in-bytes (saved-file/in-bytes (saved-file/completed spec) entries)]
+        (with-open [m (made file saved in-bytes)]
+          (bpf/pin! m pin)
           (assoc (outcome m (raw-entries/snapshot in-bytes) (nil? inner) 0 0)
                  :path (bpf/pinned-path m)))))))

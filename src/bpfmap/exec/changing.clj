@@ -98,13 +98,13 @@
   "Writes rows and returns how many the map has, and how many were skipped."
   [m rows {:keys [insert replace] :as options}]
   (let [[write write-options] (way options)
-        pairs (map (juxt :key :value) rows)]
+        pairs (eduction (progress/counting "entries written") (map (juxt :key :value)) rows)]
     (cond
-      (contains? (ops-of m) :push!) (do (run! #(bpf/push! m (:value %)) rows)
+      (contains? (ops-of m) :push!) (do (run! (fn [[_ v]] (bpf/push! m v)) pairs)
                                         {:written (count rows) :skipped 0 :missing 0})
       (or insert replace)
       (let [write (if write-options #(write m %1 %2 write-options) #(write m %1 %2))
-            n (count (filter (fn [[k v]] (write k v)) pairs))]
+            n (reduce (fn [n [k v]] (if (write k v) (inc (long n)) n)) 0 pairs)]
         {:written n :skipped (- (count rows) n) :missing 0})
       :else
       (let [n (if write-options (bpf/put-all! m pairs write-options) (bpf/put-all! m pairs))

@@ -2,6 +2,7 @@
   "The commands about the whole host: `list` and `tree`."
   (:require [bpfmap.exec.listing :as listing]
             [bpfmap.exec.map-info :as map-info]
+            [bpfmap.exec.progress :as progress]
             [bpfmap.exec.selection :as selection]
             [bpfmap.impl.host.holders :as holders]
             [bpfmap.impl.host.outer-maps :as outer-maps]
@@ -82,9 +83,13 @@
                    (constantly nil))
         ;; What this process has open, before it opens the maps for the list.
         own (when held? (holders/own-objects))
+        count-map (progress/counter "maps")
         read-maps (fn []
                     [(holders/maps {:brief (or held? (not memory?))
-                                    :row (fn [scanner info] [info (numbers scanner info)])})
+                                    :row (fn [scanner info]
+                                           (let [found [info (numbers scanner info)]]
+                                             (count-map)
+                                             found))})
                      (when (wanted :pinned) @pins)
                      (when (wanted :used-by) (map-info/users @programs))])
         ;; The holders take as long to read as everything else. Their fdinfo has the memory of the

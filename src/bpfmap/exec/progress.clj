@@ -28,3 +28,16 @@
              (report what @n))
            (rf acc x)))))
     (map identity)))
+
+(defn counter
+  "Returns a function that reports how often it was called, each time.
+
+  For items of which each can take long.
+
+      ((counter \"maps\")) ;=> nil"
+  [what]
+  (let [report (or *report* (fn [_ _]))
+        n (volatile! 0)]
+    (fn []
+      (report what (vswap! n inc))
+      nil)))

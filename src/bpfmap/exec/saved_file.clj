@@ -18,6 +18,7 @@
        …
        ]}}"
   (:require [bpfmap.error :as error]
+            [bpfmap.exec.progress :as progress]
             [bpfmap.impl.edn :as edn]
             [bpfmap.impl.kernel.call :as call]
             [bpfmap.impl.kernel.paths :as paths]
@@ -352,5 +353,9 @@
   (let [n (when (:per-cpu (map-types/types type))
             (bounded-count 0x10000 (let [v (second (first entries))] (if (coll? v) v [v]))))
         {:keys [key-in value-in]} (raw-entries/types spec n)]
-    (mapv (fn [[k v]] (raw-entries/with-entry-context :restore k #(vector (key-in k) (value-in v))))
+    (into []
+          (comp (progress/counting "entries checked")
+                (map (fn [[k v]]
+                       (raw-entries/with-entry-context :restore k
+                         #(vector (key-in k) (value-in v))))))
           entries)))

@@ -35,6 +35,24 @@
                           "save" #(exec/save {:ref m :file file})}]
           (testing name
             (is (= expected (reports f)))))
+        (testing "restore"
+          (let [counts (fn [what] [[what 4096] [what 8192]])
+                pin (fixture/new-pin)]
+            (try
+              (is (= (concat (counts "entries checked") (counts "entries written")
+                             (counts "entries compared"))
+                     (reports #(exec/restore {:file file :pin pin}))))
+              (is (= (concat (counts "entries checked") (counts "entries compared"))
+                     (reports #(exec/restore {:file file :into pin})))
+                  "all are there already")
+              (finally (io/delete-file pin true)))))
+        (testing "list, for each map"
+          (is (< 0 (count (filter #(= "maps" (first %)) (reports #(exec/list {:count true})))))))
+        (testing "put from a file"
+          (spit file (pr-str (zipmap (range 10000) (range))))
+          (is (= [["entries read" 4096] ["entries read" 8192]
+                  ["entries written" 4096] ["entries written" 8192]]
+                 (reports #(exec/put {:ref m :file file :yes true})))))
         (testing "clear, which comes last"
           (is (= expected (reports #(exec/clear {:ref m :yes true}))))
           (is (= 0 (bpf/count-entries m))))
