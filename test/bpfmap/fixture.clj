@@ -263,6 +263,16 @@
   []
   (count (.list (File. "/proc/self/fd"))))
 
+(defn open-statistics
+  "How many descriptors this process has open that make the kernel measure programs. Another process
+  may have one too: a program that is no longer measured for this one may be measured for that."
+  []
+  (count (filter #(= "anon_inode:bpf-stats" %)
+                 (for [fd (.listFiles (File. "/proc/self/fd"))]
+                   (try
+                     (str (java.nio.file.Files/readSymbolicLink (.toPath ^File fd)))
+                     (catch java.io.IOException _ nil)))))) ; closed meanwhile
+
 (defn settled-descriptors
   "How many descriptors this process has open once what earlier tests dropped is collected, so
   that none of it is collected between this count and a later one. The later one is

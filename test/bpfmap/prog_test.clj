@@ -270,7 +270,7 @@
           was (when (.exists sysctl) (Files/readString (.toPath sysctl)))]
       (with-open [m (counter)
                   p (prog/load {:type :raw-tracepoint :insns (counting m)})]
-        (is (not-any? #{:run-count :run-time-ns} (keys (prog/info p))))
+        (is (not-any? #{:run-count :run-time-ns} (keys (prog/info p))) "it has not run")
         (if was
           (try
             (write "1\n")
@@ -569,17 +569,16 @@
     (with-open [p ^Closeable (prog/load {:type :socket-filter :insns [[:mov64 :r0 0] [:exit]]})]
       (let [run #(prog/test-run p {:data packet})
             counted #(:run-count (prog/info p) 0)]
-        (run)
-        (is (= 0 (counted)))
+        (is (= 0 (fixture/open-statistics)))
         (with-open [s ^Closeable (prog/enable-statistics!)]
           (is (= "#<bpf-statistics>" (str s)))
+          (is (= 1 (fixture/open-statistics)))
           (run)
           (is (= 1 (counted)))
           (is (pos-int? (:run-time-ns (prog/info p))))
           (.close s)
           (is (= "#<bpf-statistics closed>" (pr-str s))))
-        (run)
-        (is (= 1 (counted)))
+        (is (= 0 (fixture/open-statistics)))
         (let [{:keys [message] :bpfmap/keys [error]}
               (fixture/unprivileged #(error-of (prog/enable-statistics!)))]
           (is (= :permission error))
