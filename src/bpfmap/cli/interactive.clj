@@ -1,6 +1,7 @@
 (ns ^:no-doc bpfmap.cli.interactive
   "Runs a command until a signal ends it, and draws its state."
-  (:import (java.lang ProcessHandle)
+  (:import (java.io Closeable)
+           (java.lang ProcessHandle)
            (java.util List)
            (sun.misc Signal SignalHandler)))
 
@@ -59,18 +60,30 @@
 (defn- on-screen
   "Calls f with a function that draws a state.
 
-  Returns the result of f and the height of the screen, nil if nothing was drawn."
-  [f frame]
-  (let [[open size draw suspended close] (map #(requiring-resolve (symbol "bpfmap.cli.screen" %))
-                                              ["open" "size" "draw" "suspended" "close"])
+  `on-key`, if not nil, is called with each key that is pressed. The last state is drawn again if it
+  returns true. Returns the result of f and the height of the screen, nil if nothing was drawn."
+  [f frame on-key]
+  (let [[open size draw suspended close keys-to]
+        (map #(requiring-resolve (symbol "bpfmap.cli.screen" %))
+             ["open" "size" "draw" "suspended" "close" "keys-to"])
         screen (delay (open)) ; not before there is something to show
-        opened #(when (realized? screen) @screen)]
+        opened #(when (realized? screen) @screen)
+        lock (Object.)
+        shown (volatile! nil)
+        redraw (fn [] (locking lock (draw @screen (frame @shown (size @screen)))))
+        listener (delay (when on-key (keys-to #(when (on-key %) (redraw)))))
+        show (fn [state]
+               (when @screen
+                 (vreset! shown state)
+                 (redraw)
+                 @listener))]
     (try
       (handling
        {"TSTP" #(if (opened) (suspended @screen stop-process) (stop-process))}
-       #(let [result (f (fn [state] (when @screen (draw @screen (frame state (size @screen))))))]
+       #(let [result (f show)]
           [result (some-> (opened) size :height)]))
       (finally
+        (when (realized? listener) (some-> ^Closeable @listener .close))
         (some-> (opened) close)))))
 
 (defn run
@@ -78,19 +91,26 @@
 
   `stop` is a promise that a signal delivers. `show` draws a state: the lines of `(frame state
   {:width :height})`. It is nil unless `drawn?`. `:signal` is the name of the signal, `:height`
-  the height of the screen, or nil.
+  the height of the screen, or nil. On a screen, the key q delivers `stop` too, and `on-key` is
+  called with each other key: it returns true if the state has to be drawn again.
 
       (run (fn [stop show] (deref stop 1000 nil)) nil false) ;=> {:result nil, :signal nil, :height nil}"
-  [f frame drawn?]
-  (let [stop (promise)
-        stopping (into {} (map (fn [name] [name #(deliver stop name)])) (keys numbers))]
-    (handling
-     stopping
-     (fn []
-       (let [[result height] (if drawn?
-                               (on-screen #(f stop %) frame)
-                               [(f stop nil)])]
-         {:result result :signal (deref stop 0 nil) :height height})))))
+  ([f frame drawn?] (run f frame drawn? nil))
+  ([f frame drawn? on-key]
+   (let [stop (promise)
+         stopping (into {} (map (fn [name] [name #(deliver stop name)])) (keys numbers))
+         key-pressed (fn [key]
+                       (if (= "q" key)
+                         (do (deliver stop :quit) false)
+                         (on-key key)))]
+     (handling
+      stopping
+      (fn []
+        (let [[result height] (if drawn?
+                                (on-screen #(f stop %) frame (when on-key key-pressed))
+                                [(f stop nil)])
+              ended (deref stop 0 nil)]
+          {:result result :signal (when (string? ended) ended) :height height}))))))
 
 (defn exit-code
   "Returns the exit code for the name of a signal, or for nil.

@@ -5,8 +5,10 @@
             [bpfmap.cli.terminal :as terminal]
             [bpfmap.core :as bpf]
             [bpfmap.exec.demo :as demo]
+            [bpfmap.exec.fields :as fields]
             [bpfmap.exec.output :as output]
             [bpfmap.exec.programs :as programs]
+            [bpfmap.exec.query :as query]
             [bpfmap.exec.tail :as exec.tail]
             [bpfmap.exec.top :as exec.top]
             [bpfmap.exec.views :as views]
@@ -143,27 +145,68 @@
   (str (.format (LocalTime/now) (DateTimeFormatter/ofPattern "HH:mm:ss")) ", every "
        (seconds-text interval) " s"))
 
+(defn moved
+  "Returns the column to sort by after a key.
+
+  `<` and `>` choose the column before and after it, the largest numbers first. `r` reverses the
+  order, and any other key changes nothing. Columns without a field as `:by` cannot be chosen.
+
+      (moved [{:by \"id\"} {:by \"full\" :align :right}] (query/column \"id\") \">\")
+      ;=> {:path [\"full\"] :descending true}"
+  [columns column key]
+  (let [choices (filterv :by columns)
+        at (first (keep-indexed (fn [i {:keys [by]}] (when (= [by] (:path column)) i)) choices))
+        chosen (fn [i]
+                 (let [{:keys [by align]} (choices (mod (long i) (count choices)))]
+                   {:path [by] :descending (= :right align)}))]
+    (case key
+      "<" (chosen (dec (long (or at 0))))
+      ">" (chosen (if at (inc (long at)) 0))
+      "r" (some-> column (update :descending not))
+      column)))
+
+(defn- sorted-by
+  "Returns the column to sort by as text: its title, if it is in the table."
+  [columns {:keys [path descending]}]
+  (str (or (some (fn [{:keys [by title]}] (when (= [by] path) title)) columns)
+           (fields/path-text path))
+       (if descending ", descending" ", ascending")))
+
+(defn- heading
+  "Returns the lines above a table, for a terminal if `drawn?`."
+  [frame {:keys [titles columns usual]} column {:keys [seconds rounds once]} drawn?]
+  (let [[what since] (titles frame)]
+    [(str what (when drawn?
+                 (str "; sorted by " (if column (sorted-by columns column) usual))))
+     (str since (cond
+                 drawn? "; keys: < > r sort, q quit"
+                 (or seconds rounds once) ""
+                 :else "; stop with Ctrl-C"))
+     ""]))
+
 (defn- top-lines
   "Returns a function from a frame and a screen size to lines.
 
-  Rows for which `lively` is true are bold."
-  [{:keys [titles columns lively]}]
+  Rows for which `lively` is true are bold. `sorting` is a volatile with the column to sort by."
+  [{:keys [columns lively arranged] :as table} options sorting]
   (let [seen (volatile! {})]
     (fn [frame {:keys [width height]}]
-      (let [heading (titles frame)
-            shown (take (max 0 (- (long height) (count heading) 1)) (:rows frame))
+      (let [column @sorting
+            above (heading frame table column options true)
+            shown (take (max 0 (- (long height) (count above) 1))
+                        (arranged (assoc options :sort column) (:rows frame)))
             {:keys [lines widths]} (output/fitted (steady columns @seen) shown
                                                   (dec (long width)))]
         (vswap! seen #(merge-with max % widths))
-        (concat heading
+        (concat above
                 (take 1 lines)
                 (map (fn [row line] (if (lively row) {:style :bold :text line} line))
                      shown (rest lines)))))))
 
 (defn- print-top
   "Prints a frame without a terminal."
-  [frame {:keys [titles columns printed]}]
-  (run! println (butlast (titles frame)))
+  [frame {:keys [columns printed] :as table} options]
+  (run! println (butlast (heading frame table nil options false)))
   (run! println (output/table columns (filter printed (:rows frame))))
   (println)
   (flush))
@@ -171,19 +214,26 @@
 (defn- run-top
   "Shows frames until they end, or until a signal.
 
-  `(frames stop)` returns the frames."
-  [frames {:keys [format]} table]
+  `(frames options stop)` returns the frames. On a terminal, they have all rows, since keys choose
+  the order."
+  [frames options {:keys [format]} {:keys [columns] :as table}]
   (let [drawn? (and (nil? format) (interactive/terminal?))
-        lines-of (top-lines table)
+        sorting (volatile! (:sort options))
+        lines-of (top-lines table options sorting)
+        on-key (fn [key]
+                 (let [before @sorting]
+                   (not= before (vreset! sorting (moved columns before key)))))
         {:keys [signal result height]}
         (interactive/run (fn [stop show]
-                           (let [frames (frames stop)]
+                           (let [frames (frames (cond-> options drawn? (dissoc :sort :limit))
+                                                stop)]
                              (cond
                                drawn? (reduce (fn [_ frame] (show frame) frame) nil frames)
                                format (output/print-records format frames)
-                               :else (run! #(print-top % table) frames))))
+                               :else (run! #(print-top % table options) frames))))
                          lines-of
-                         drawn?)]
+                         drawn?
+                         on-key)]
     {:as-text true
      ;; The last screen stays visible above the prompt.
      :lines (when (and drawn? result height)
@@ -199,44 +249,47 @@
   (some? average-ns))
 
 (def ^:private program-columns
-  "The columns of `prog top`.
+  "The columns of `prog top`, with the fields that they sort by.
 
   Those of a program that did not run are empty."
-  [{:title "ID" :of :id}
-   {:title "TYPE" :of :type :least 11 :rank 2}
-   {:title "NAME" :of :name :least 15}
-   {:title "RUNS/S" :of #(when (ran? %) (output/format-1dp (:runs-per-second %))) :align :right}
-   {:title "AVERAGE" :of (comp views/nanoseconds-text :average-ns) :align :right}
-   {:title "CPU" :of #(when (ran? %) (str (output/format-1dp (:cpu-percent %)) "%")) :align :right}
-   {:title "RUNS" :of :runs :align :right :rank 1}
+  [{:title "ID" :of :id :by "id"}
+   {:title "TYPE" :of :type :least 11 :rank 2 :by "type"}
+   {:title "NAME" :of :name :least 15 :by "name"}
+   {:title "RUNS/S" :of #(when (ran? %) (output/format-1dp (:runs-per-second %))) :align :right
+    :by "runs-per-second"}
+   {:title "AVERAGE" :of (comp views/nanoseconds-text :average-ns) :align :right
+    :by "average-ns"}
+   {:title "CPU" :of #(when (ran? %) (str (output/format-1dp (:cpu-percent %)) "%")) :align :right
+    :by "cpu-percent"}
+   {:title "RUNS" :of :runs :align :right :rank 1 :by "runs"}
    {:title "TIME" :of #(when (pos? (long (:runs %))) (views/nanoseconds-text (:time-ns %)))
-    :align :right :rank 1}])
+    :align :right :rank 1 :by "time-ns"}])
 
 (defn- program-titles [{:keys [programs elapsed rows]} options]
   [(str (output/plural programs "program" "programs") ", " (count (filter ran? rows)) " ran")
-   (str (clock-text options) ", measuring for " (output/format-1dp elapsed)
-        " s; stop with Ctrl-C")
-   ""])
+   (str (clock-text options) ", measuring for " (output/format-1dp elapsed) " s")])
 
 (defn prog-top
-  "Shows the run times of programs until `:seconds` or Ctrl-C."
+  "Shows the run times of programs until `:seconds`, `:rounds` or Ctrl-C."
   [options request]
-  (run-top #(programs/top options %) request
+  (run-top programs/top (update options :sort #(or % (query/column "-cpu-percent"))) request
            {:titles #(program-titles % options) :columns program-columns
-            :lively ran? :printed ran?}))
+            :arranged programs/arranged :lively ran? :printed ran?}))
 
 ;; --- top
 
 (def ^:private map-columns
-  "The columns of `top`."
-  [{:title "ID" :of :id}
-   {:title "TYPE" :of :type :least 11 :rank 3}
-   {:title "NAME" :of :name :least 15}
-   {:title "ENTRIES" :of :entries :align :right}
-   {:title "MAX" :of :max-entries :align :right :rank 1}
-   {:title "FULL" :of views/full-text :align :right}
-   {:title "ENTRIES/S" :of (comp views/rate-text :entries-per-second) :align :right}
-   {:title "CHANGES/S" :of (comp views/rate-text :changes-per-second) :align :right}
+  "The columns of `top`, with the fields that they sort by."
+  [{:title "ID" :of :id :by "id"}
+   {:title "TYPE" :of :type :least 11 :rank 3 :by "type"}
+   {:title "NAME" :of :name :least 15 :by "name"}
+   {:title "ENTRIES" :of :entries :align :right :by "entries"}
+   {:title "MAX" :of :max-entries :align :right :rank 1 :by "max-entries"}
+   {:title "FULL" :of views/full-text :align :right :by "full"}
+   {:title "ENTRIES/S" :of (comp views/rate-text :entries-per-second) :align :right
+    :by "entries-per-second"}
+   {:title "CHANGES/S" :of (comp views/rate-text :changes-per-second) :align :right
+    :by "changes-per-second"}
    {:title "HELD BY" :of views/holders-text :least 14 :cut-at :middle :rank 2}])
 
 (defn- changes? [{:keys [entries-per-second changes-per-second]}]
@@ -245,15 +298,14 @@
 
 (defn- map-titles [{:keys [maps rows]} options]
   [(str (output/plural maps "map" "maps") ", " (count (filter changes? rows)) " changed")
-   (str (clock-text options) "; stop with Ctrl-C")
-   ""])
+   (clock-text options)])
 
 (defn top
   "Shows the maps of the host until `:seconds`, `:rounds` or Ctrl-C."
   [options request]
-  (run-top #(exec.top/top options %) request
-           {:titles #(map-titles % options) :columns map-columns
-            :lively changes? :printed any?}))
+  (run-top exec.top/top options request
+           {:titles #(map-titles % options) :columns map-columns :usual "change"
+            :arranged exec.top/arranged :lively changes? :printed any?}))
 
 ;; --- tail
 

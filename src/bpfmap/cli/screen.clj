@@ -3,9 +3,11 @@
 
   This is the only namespace that requires JLine. It is loaded when a screen is opened."
   (:require [bpfmap.impl.escape :as escape]
+            [bpfmap.impl.kernel.events :as events]
             [clojure.string :as str])
   (:import (java.io Closeable)
-           (org.jline.terminal Attributes Attributes$LocalFlag Terminal TerminalBuilder
+           (org.jline.terminal Attributes Attributes$ControlChar Attributes$LocalFlag Terminal
+                               TerminalBuilder
                                TerminalBuilder$SystemOutput)
            (org.jline.utils InfoCmp$Capability)))
 
@@ -61,7 +63,11 @@
             screen {:terminal terminal
                     :original original
                     :quiet (doto (Attributes. original)
-                             (.setLocalFlag Attributes$LocalFlag/ECHO false))
+                             (.setLocalFlag Attributes$LocalFlag/ECHO false)
+                             ;; A key is there to read at once, and not only after Enter.
+                             (.setLocalFlag Attributes$LocalFlag/ICANON false)
+                             (.setControlChar Attributes$ControlChar/VMIN 1)
+                             (.setControlChar Attributes$ControlChar/VTIME 0))
                     :lock (Object.)}]
         (enter screen)
         screen))))
@@ -110,3 +116,49 @@
     (try
       (f)
       (finally (enter screen)))))
+
+;; --- keys
+
+(def ^:private names "The names of keys that send several characters."
+  {"\u001b[C" ">", "\u001bOC" ">", "\u001b[D" "<", "\u001bOD" "<"})
+
+(defn pressed
+  "Returns the keys in a text that a terminal sent.
+
+  The right and left arrows are `>` and `<`.
+
+      (pressed \"q\\u001b[C\") ;=> (\"q\" \">\")"
+  [text]
+  (map #(names % %) (re-seq #"(?s)\u001b[\[O][0-9;]*[A-Za-z~]|." text)))
+
+(def ^:private wait-nanos 60000000000)
+
+(defn keys-to
+  "Calls f with each key that is pressed, on another thread, until it is closed.
+
+  A thread that reads from a terminal cannot be interrupted. So it waits with epoll, and reads only
+  what is there."
+  ^Closeable [f]
+  (let [ctx {:op :top}
+        waiter (events/readable 0 ctx)
+        buffer (byte-array 256)
+        ended (atom false)
+        read-keys (fn []
+                    (loop []
+                      (when-not @ended
+                        (if (events/wait waiter wait-nanos ctx)
+                          (when-not @ended
+                            (let [n (.read System/in buffer)]
+                              (when (pos? n)
+                                (run! f (pressed (String. buffer 0 n "UTF-8")))
+                                (recur))))
+                          (recur)))))
+        thread (doto (Thread. ^Runnable read-keys "bpfmap-keys")
+                 (.setDaemon true)
+                 (.start))]
+    (reify Closeable
+      (close [_]
+        (reset! ended true)
+        (events/end-wait waiter)
+        (.join thread)
+        (.close ^java.lang.AutoCloseable waiter)))))

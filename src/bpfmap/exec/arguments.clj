@@ -199,6 +199,8 @@
    :edn {:read #(if-let [text (text %)] (edn-of text nil) %) :expects "must be one EDN form"
          :as :edn}
    :text {:read text :expects "must be a string" :as :string}
+   :process {:read #(if (pos-int? %) (str %) (text %)) :expects "must be a pid or a command"
+             :as :string}
    :path {:read read-path :expects "must be a path" :as :string}
    :types {:read #(if (contains? #{"none" "bpftrace"} (text %)) (text %) (read-path %))
            :expects "must be a path, bpftrace or none" :as :string}
@@ -278,6 +280,17 @@
   ([command option given problem hint]
    (let [about {:command command :option option :given (error/shown given) :problem problem}]
      (error/error :usage (statement str about) {:bpfmap/usage about :bpfmap/hint hint}))))
+
+(defn rounds
+  "Returns the number of readings after which a command ends, or nil.
+
+  It is `:rounds`, or 1 for `:once`.
+
+      (rounds \"top\" {:once true}) ;=> 1"
+  [command {:keys [once rounds]}]
+  (when (and once rounds)
+    (throw (refused command :once true ["cannot be combined with " :rounds])))
+  (if once 1 rounds))
 
 (defn missing-option
   "Returns the `:usage` exception for a missing option.

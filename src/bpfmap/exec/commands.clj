@@ -72,6 +72,13 @@
            "a heading. The exit code is 1 if one of them cannot be read."]
     :examples [{:ref "flows"} {:ref "/sys/fs/bpf/flows"} {:ref "flow_*" :held-by "agent"}]
     :fn 'bpfmap.exec.reading/show :view 'bpfmap.exec.views/map-fields}
+   {:name "holds" :group "Inspect the host" :args [:process]
+    :options [:where :sort :limit :columns :stream] :rows true
+    :doc "List the maps, programs and links that a process has open"
+    :text ["PROCESS is a pid, or the command of one or several processes. NAME is what a"
+           "link is attached to. Requires CAP_SYS_ADMIN."]
+    :examples [{:process 4711} {:process "agent" :where ["kind=map"] :sort "-memory"}]
+    :fn 'bpfmap.exec.held-objects/holds :view 'bpfmap.exec.views/held-objects}
    {:name "tree" :group "Inspect the host" :args [:directory] :optional #{:directory}
     :doc "Show the pins on the BPF file systems"
     :examples [{} {:directory "/sys/fs/bpf/net"}]
@@ -143,11 +150,12 @@
     :text ["A map has buckets if its values are arrays of counts, or if its key, or the"
            "field --bucket of the key, is the number of a bucket. Bucket n counts values"
            "from 2^n. bcc and bpftrace number buckets differently: select that with"
-           "--slots. Hints of --as, which `bpfmap help dump` lists, are for keys in titles,"
-           "and for the limits of buckets: name the field that is counted, or that has the"
-           "buckets."]
+           "--slots. In a map of bpftrace, the number of the bucket is the end of the key,"
+           "and the rest of the key is the field arg. Hints of --as, which `bpfmap help"
+           "dump` lists, are for keys in titles, and for the limits of buckets: name the"
+           "field that is counted, or that has the buckets."]
     :examples [{:ref "hists" :unit "usecs"} {:ref "flows" :field "bytes"}
-               {:ref "sizes" :linear 100}]
+               {:ref "sizes" :linear 100} {:ref "AT_latency" :as ["arg=syscall"] :unit "ns"}]
     :fn 'bpfmap.exec.hist/hist :view 'bpfmap.exec.views/histograms}
 
    ;; --- changes over time
@@ -175,9 +183,11 @@
     :text ["CHANGES/S is the number of entries that were added, removed or have another"
            "value, each counted once for an interval. It is measured for maps up to 64"
            "KiB. ENTRIES/S is the growth of the number of entries. Sorts by change, fastest"
-           "first, and then by FULL, unless --sort is given. If the output is not a"
-           "terminal, prints all maps at every interval. Requires CAP_SYS_ADMIN."]
-    :examples [{} {:held-by "agent" :interval 5} {:once true :sort "-full" :limit 10}]
+           "first, and then by FULL, unless --sort is given. On a terminal, the keys < and >"
+           "choose the column to sort by, r reverses the order, and q ends it. If the output"
+           "is not a terminal, prints all maps at every interval. Requires CAP_SYS_ADMIN."]
+    :examples [{} {:held-by "agent" :interval 5} {:once true :sort "-full" :limit 10}
+               {:once true :interval 10 :sort "-entries/s"}]
     :fn 'bpfmap.exec.top/top :run true}
    {:name "tail" :group "Observe changes" :args [:ref] :reduces true :rows true
     :options (-> [:value-type :where :limit] (into shown) (into [:seconds :from :steal]))
@@ -389,15 +399,17 @@
      :examples [{:ref "count_packets"} {:ref "count_packets" :jited true}]
      :fn 'bpfmap.exec.programs/dump :view 'bpfmap.exec.views/program})
    {:name "prog top" :group "Programs and links" :defaults {:interval 1.0} :reduces true
-    :options [:interval :seconds :where :sort :limit]
+    :options [:interval :seconds :rounds :once :where :sort :limit]
     :docs {:seconds "Duration in seconds (default: until Ctrl-C)"}
     :doc "Watch how often and how long BPF programs run, live"
     :text ["The kernel measures programs as long as this command runs. RUNS/S is the number"
            "of runs per second, AVERAGE the mean duration of a run, and CPU the share of"
            "one processor. RUNS and TIME are totals since measuring began. Sorts by CPU,"
-           "highest first. If the output is not a terminal, prints the programs that ran,"
-           "at every interval. Requires CAP_SYS_ADMIN and Linux 5.8."]
-    :examples [{} {:interval 5 :sort "-runs-per-second" :limit 10}
+           "highest first, unless --sort is given. On a terminal, the keys < and > choose the"
+           "column to sort by, r reverses the order, and q ends it. If the output is not a"
+           "terminal, prints the programs that ran, at every interval. Requires"
+           "CAP_SYS_ADMIN and Linux 5.8."]
+    :examples [{} {:once true :limit 5} {:interval 5 :sort "-runs-per-second" :limit 10}
                {:where ["type=xdp"] :seconds 10}]
     :fn 'bpfmap.exec.programs/top :run true}
    {:name "link list" :group "Programs and links"
@@ -407,7 +419,7 @@
            "programs that are attached without a link: to perf events that processes have"
            "open, cgroups, network devices (of this network namespace) and maps of sockets."
            "Requires CAP_SYS_ADMIN and Linux 5.8."]
-    :examples [{} {:where ["program.name=count_packets"]}]
+    :examples [{} {:where ["attached-to~eth0"]} {:where ["program.name=count_packets"]}]
     :fn 'bpfmap.exec.links/list-links :view 'bpfmap.exec.views/links}
    (merge
     link-ref

@@ -184,19 +184,28 @@
                         (partial mapv #(-> % (update :from limit) (update :to limit))))
           (and keys? (some? title)) (assoc :title (:key (row {:key title}))))))))
 
-(defn hist
-  "Returns histograms of the buckets that a map has, or of the values of `:field`.
+(defn- with-bpftrace
+  "Returns the options with the defaults for a histogram of bpftrace.
 
-      (hist {:ref {:name \"hists\"}}) ;=> [{:title 0, :kind :log2, :total 12, :buckets [{:from 4, :to 7, :count 12}]}]"
-  [{:keys [field bucket slots linear cpus] :as options}]
-  (when (and field (or bucket slots))
-    (throw (arguments/refused "hist" :field (fields/path-text field)
-             ["cannot be combined with " :bucket " or " :slots])))
-  (when (and linear (contains? #{:log2 :bcc} slots))
-    (throw (arguments/refused "hist" :linear linear
-             ["cannot be combined with " :slots " " (name slots)])))
-  (when (contains? #{:each :all} cpus)
-    (throw (arguments/refused "hist" :cpus cpus "must be sum or the number of a CPU")))
+  bpftrace gives its maps no types. The last 8 bytes of a key are the number of the bucket; the rest
+  is the field `arg`, a number if it has 8 bytes."
+  [{:keys [ref field bucket slots key-type] :as options}]
+  (if (or field bucket key-type (bpf/bpf-map? ref))
+    options
+    (with-open [m (input/open options :read-only)]
+      (let [{:keys [id key-size key]} (bpf/info m)
+            parts (when (= [:bytes key-size] key) (- (long key-size) 8))]
+        (if-not (or (= :bpftrace slots) (= "bpftrace" (:from (input/types-from m options))))
+          options
+          (cond-> (assoc options :ref {:id id} :slots (or slots :bpftrace))
+            (and parts (pos? (long parts)))
+            (assoc :key-type [:struct [:arg (if (= 8 parts) :u64 [:bytes parts])] [:bucket :u64]]
+                   :value-type (:value-type options :u64)
+                   :bucket ["bucket"])))))))
+
+(defn- histograms
+  "Returns the histograms of a map."
+  [{:keys [field bucket cpus] :as options}]
   (with-open [m (input/open-typed options :read-only)]
     (let [cpus (or cpus :sum)
           row-field (fields/of-entries (bpf/spec m) cpus)
@@ -216,27 +225,38 @@
                               integer? of-value)) (if (= "value" (first bucket))
                                                     (rest bucket)
                                                     bucket))
-          histograms (cond
-                       field (of-fields options rows)
-                       (empty? rows) []
-                       path (of-arrays options path rows)
-                       (or bucket (integer? key))
-                       (if (integer? value)
-                         (of-keys options rows)
-                         (throw (error/error :usage (str "The values of " m " are not counts")
-                                             {:bpfmap/hint "use --field to select a field"})))
-                       :else (throw (error/error :usage
-                                                 (str m
-                                                      " has no buckets according to its types")
-                                                 {:bpfmap/hint (str
-                                                                "select the buckets with --bucket, "
-                                                                "or a field with --field; give "
-                                                                "--key-type and --value-type if "
-                                                                "the map has no types")})))]
+          found (cond
+                  field (of-fields options rows)
+                  (empty? rows) []
+                  path (of-arrays options path rows)
+                  (not (or bucket (integer? key)))
+                  (throw (error/error :usage (str m " has no buckets according to its types")
+                                      {:bpfmap/hint (str "select the buckets with --bucket, or a"
+                                                         " field with --field; give --key-type and"
+                                                         " --value-type if the map has no types")}))
+                  (not (integer? value))
+                  (throw (error/error :usage (str "The values of " m " are not counts")
+                                      {:bpfmap/hint "use --field to select a field"}))
+                  :else (of-keys options rows))]
       (into []
             (comp (remove (comp empty? :buckets))
                   (map (showing shower
                                 (cond field field path (cons "value" path) bucket bucket
                                       :else ["key"])
                                 (not field))))
-            (sort-by :title query/order histograms)))))
+            (sort-by :title query/order found)))))
+
+(defn hist
+  "Returns histograms of the buckets that a map has, or of the values of `:field`.
+
+      (hist {:ref {:name \"hists\"}}) ;=> [{:title 0, :kind :log2, :total 12, :buckets [{:from 4, :to 7, :count 12}]}]"
+  [{:keys [field bucket slots linear cpus] :as options}]
+  (when (and field (or bucket slots))
+    (throw (arguments/refused "hist" :field (fields/path-text field)
+             ["cannot be combined with " :bucket " or " :slots])))
+  (when (and linear (contains? #{:log2 :bcc} slots))
+    (throw (arguments/refused "hist" :linear linear
+             ["cannot be combined with " :slots " " (name slots)])))
+  (when (contains? #{:each :all} cpus)
+    (throw (arguments/refused "hist" :cpus cpus "must be sum or the number of a CPU")))
+  (histograms (with-bpftrace options)))

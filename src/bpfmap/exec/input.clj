@@ -114,9 +114,13 @@
   [{:keys [ref held-by]}]
   (let [refs (if (vector? ref) ref [ref])
         all (delay (selection/host-maps))
+        ;; Of several maps with a name, the process may have only one open.
+        pattern (fn [ref]
+                  (when (and (map? ref) (not (bpf/bpf-map? ref)))
+                    (or (:glob ref) (when held-by (:name ref)))))
         found (into []
-                    (comp (mapcat #(if (and (map? %) (:glob %))
-                                     (selection/matching (:glob %) @all)
+                    (comp (mapcat #(if-let [pattern (pattern %)]
+                                     (selection/matching pattern @all)
                                      [(identity-of-ref %)]))
                           (map #(select-keys % [:id :name :type]))
                           (distinct))

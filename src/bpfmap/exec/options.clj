@@ -50,8 +50,10 @@
    :sort {:takes "COLUMN" :kind :column :doc "Column to sort by; -COLUMN sorts in descending order"}
    :limit {:takes "N" :kind :whole :doc "Maximum number of rows"}
    :columns {:takes "NAMES" :kind :columns :doc "Columns to print, separated by commas"}
-   :held-by {:takes "PROCESS" :kind :text
+   :held-by {:takes "PROCESS" :kind :process
              :doc "Pid or command of a process that has the map open"}
+   :process {:takes "PROCESS" :kind :process
+             :doc "Pid or command of a process; * and ? stand for any characters"}
    :inner {:kind :flag :doc "Print the entries of the inner maps of a map of maps"}
    :outer-type {:takes "TYPE" :kind :type :doc "Type of the keys of the outer map, for --inner"}
    :total {:kind :flag :doc "Print only the number of maps"}

@@ -29,7 +29,7 @@
   (let [k (keyword column)]
     (into []
           (comp (filter #(pos? (double (k % 0.0)))) (take most))
-          (top/ordered (query/column (str "-" column)) rows))))
+          (top/arranged {:sort (query/column (str "-" column))} rows))))
 
 (defn- readable
   "Returns the overview for a user who may list maps."

@@ -12,7 +12,8 @@
             [bpfmap.impl.kernel.procfs :as procfs]
             [bpfmap.impl.link.attach-types :as attach-types]
             [clojure.string :as str])
-  (:import (clojure.lang ExceptionInfo)))
+  (:import (clojure.lang ExceptionInfo)
+           (java.io IOException)))
 
 (set! *warn-on-reflection* true)
 
@@ -105,6 +106,18 @@
                ["filter" text]]
               {"held-by" "held"}))
 
+(def held-fields
+  "The fields of a row of `holds`, which are its columns.
+
+  Headings of the table are aliases. See `bpfmap.exec.fields`."
+  (fields/row [["kind" {:kind :name :names (zipmap ["map" "program" "link"] (repeat nil))}]
+               ["id" number]
+               ["type" {:kind :name}]
+               ["name" text]
+               ["memlock" number]
+               held]
+              {"memory" "memlock" "held-by" "held"}))
+
 (def program-order
   "The order of the fields of a program."
   (listing/order [:id :type :name :tag :run-count :run-time-ns :recursion-misses :maps :links
@@ -166,6 +179,20 @@
                 [tracepoint target])]
     (not-empty (str/join " " (remove nil? parts)))))
 
+(defn- with-cgroup-path
+  "Returns a function that adds the path of its cgroup to the info of a link.
+
+  The cgroups are read for the first link that needs them. The info stays as it is if no path is
+  found."
+  []
+  (let [cgroups (delay (try (procfs/cgroups) (catch IOException _ nil)))]
+    (fn [{:keys [cgroup-id path] :as info}]
+      (let [{:keys [root paths]} (when (and cgroup-id (nil? path)) @cgroups)
+            below (get paths cgroup-id)]
+        (if below
+          (assoc info :path (if (= "/" below) root (str root below)))
+          info)))))
+
 (defn kernel-btf
   "Returns a delay of the kernel's BTF, which takes some time to read.
 
@@ -200,11 +227,12 @@
   Kernels before Linux 5.8 cannot list links."
   []
   (let [btf (kernel-btf)
+        with-path (with-cgroup-path)
         links (or-nothing holders/links)
         by-program (group-by :program-id (concat links (attachments links)))]
     (fn [{:keys [id]}]
       (mapv (fn [{:keys [id type] :as info}]
-              (let [target (attached-to info btf)]
+              (let [target (attached-to (with-path info) btf)]
                 (cond-> {:type type}
                   id (assoc :id id)
                   target (assoc :attached-to target))))
@@ -257,9 +285,10 @@
 
       ((link-row any?) info) ;=> {:id 7, :type :raw-tracepoint, :attached-to \"sys_enter\", …}"
   [wanted]
-  (let [btf (kernel-btf)]
+  (let [btf (kernel-btf)
+        with-path (with-cgroup-path)]
     (row-of link-order
-            {:attached-to (fn [] #(attached-to % btf))
+            {:attached-to (fn [] #(attached-to (with-path %) btf))
              :program program-of
              :held #(holders-of :link) :pinned #(pins-of :link)}
             [:program-id]

@@ -1,6 +1,7 @@
 (ns ^:no-doc bpfmap.exec.programs
   "Implements the commands about programs: `prog list`, `prog show`, `prog dump` and `prog top`."
-  (:require [bpfmap.exec.fields :as fields]
+  (:require [bpfmap.exec.arguments :as arguments]
+            [bpfmap.exec.fields :as fields]
             [bpfmap.exec.input :as input]
             [bpfmap.exec.listing :as listing]
             [bpfmap.exec.program-info :as program-info]
@@ -101,8 +102,12 @@
                        :time-ns (more :run-time-ns info begun))]
     (if (pos? runs) row (dissoc row :average-ns))))
 
-(defn- selected
-  "Returns the rows that the options select: by default, the busiest first."
+(defn arranged
+  "Returns the rows that `:where` and `:limit` select, in the order of `:sort`.
+
+  By default, the busiest come first.
+
+      (arranged {} [{:id 30 :cpu-percent 0.1} {:id 31 :cpu-percent 2.5}])"
   [{:keys [sort] :as options} rows]
   (query/rows (cond-> (assoc options :fields top-fields)
                 (nil? sort) (assoc :sort (query/column "-cpu-percent")))
@@ -118,7 +123,7 @@
     {:elapsed (rounded (- (double (:at now)) (double (:at begun))))
      :interval (rounded seconds)
      :programs (count (:counts now))
-     :rows (selected options
+     :rows (arranged options
                      (for [[id info] (sort-by key (:counts now))]
                        (row info (of before id) (of begun id) seconds)))}))
 
@@ -134,14 +139,16 @@
   | `:rows`                | programs: `:id :type :name :runs-per-second :average-ns :cpu-percent :runs :time-ns` |
 
   The kernel measures during the reduction. `:average-ns` and `:cpu-percent` are of the interval,
-  `:runs` and `:time-ns` since measuring began. `:average-ns` is missing if the program did not run. The reduction ends after `:seconds`, or when the
-  promise `stop` is delivered.
+  `:runs` and `:time-ns` since measuring began. `:average-ns` is missing if the program did not run.
+  The reduction ends after `:seconds` or `:rounds` frames (`:once`: one), or when the promise `stop`
+  is delivered.
 
       (reduce (fn [_ frame] (println (first (:rows frame)))) nil (top {:interval 1.0 :seconds 10}))"
   ([options] (top options (promise)))
   ([{:keys [interval seconds] :as options} stop]
    (query/check (assoc options :fields top-fields))
-   (let [clock #(/ (- (System/nanoTime)) -1e9)
+   (let [most (arguments/rounds "prog top" options)
+         clock #(/ (- (System/nanoTime)) -1e9)
          reading (fn [] {:at (clock) :counts (counts)})]
      (reify IReduceInit
        (reduce [_ f init]
@@ -158,12 +165,13 @@
                         (let [pause (long (Math/ceil (* 1000 (- (double (due before))
                                                                 (double (clock))))))]
                           (= ::over (waiting/value stop (max 1 pause) ::over :top))))]
-             (loop [acc init before begun]
+             (loop [acc init before begun n 1]
                (if-not (wait before)
                  acc ; stopped
                  (let [now (reading)
                        acc (f acc (frame options begun before now))]
                    (cond
                      (reduced? acc) @acc
+                     (= n most) acc
                      (and ends (<= (double ends) (double (clock)))) acc
-                     :else (recur acc now))))))))))))
+                     :else (recur acc now (inc n)))))))))))))

@@ -155,23 +155,17 @@
    (- (double (or full 0.0)))
    id])
 
-(defn ordered
-  "Returns rows in the order of a column.
+(defn arranged
+  "Returns the rows that `:where` and `:limit` select, in the order of `:sort`.
 
   By default, the fastest come first, and then the fullest.
 
-      (ordered (query/column \"-full\") [{:id 12 :full 1.0} {:id 13 :full 97.7}])"
-  [column rows]
-  (if column
-    (query/rows {:fields top-fields :sort column} rows)
-    (sort-by liveliness rows)))
-
-(defn- selected
-  "Returns the rows that the options select, in their order."
+      (arranged {:sort (query/column \"-full\")} [{:id 12 :full 1.0} {:id 13 :full 97.7}])"
   [{:keys [sort limit where]} rows]
-  (cond->> (ordered sort (query/rows {:fields top-fields :where where} rows))
-    limit (take limit)
-    true vec))
+  (let [selected (query/rows {:fields top-fields :where where :sort sort} rows)]
+    (cond->> (if sort selected (sort-by liveliness selected))
+      limit (take limit)
+      true vec)))
 
 (defn- holders-of
   "Returns the processes that hold each map, by map id."
@@ -188,7 +182,7 @@
     {:elapsed (rounded (- (double (:at now)) (double (:at begun))))
      :interval (rounded seconds)
      :maps (count (:maps now))
-     :rows (selected options
+     :rows (arranged options
                      (for [{:keys [id] :as info} (:maps now)]
                        (row (merge info (names id)) (entries id) (:contents before)
                             (:contents now) seconds held)))}))
@@ -219,13 +213,6 @@
         (and (named? (names id))
              (or (nil? held-by) (boolean (some holder? (get held id)))))))))
 
-(defn- last-frame
-  "Returns the number of the last frame, or nil."
-  [{:keys [once rounds]}]
-  (when (and once rounds)
-    (throw (arguments/refused "top" :once true ["cannot be combined with " :rounds])))
-  (if once 1 rounds))
-
 (defn top
   "Returns frames of the maps of the host, as something to reduce.
 
@@ -236,7 +223,7 @@
   ([options] (top options (promise)))
   ([{:keys [interval seconds] :as options} stop]
    (query/check (assoc options :fields top-fields))
-   (let [most (last-frame options)
+   (let [most (arguments/rounds "top" options)
          clock #(/ (- (System/nanoTime)) -1e9)]
      (reify IReduceInit
        (reduce [_ f init]

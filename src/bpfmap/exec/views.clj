@@ -618,6 +618,23 @@
           {:command "link list" :fields program-info/link-fields :table link-columns
            :used any? :none "no links" :place "link"}))
 
+(def ^:private held-columns
+  "The columns of `holds`."
+  [{:key :kind :title "KIND" :of :kind}
+   {:key :id :title "ID" :of :id}
+   {:key :type :title "TYPE" :of :type :least 11}
+   {:key :name :title "NAME" :of :name :least 15}
+   {:key :memlock :title "MEMORY" :of #(some-> (:memlock %) output/human-size) :csv :memlock
+    :align :right :rank 1}
+   {:key :held :title "HELD BY" :of holders-text :csv :held :least 14 :cut-at :middle}])
+
+(defn held-objects
+  "Renders the rows of `holds` as a table."
+  [rows options]
+  (listed rows options
+          {:command "holds" :fields program-info/held-fields :table held-columns
+           :used any? :none "no maps, programs or links" :place "object"}))
+
 (defn detached
   "Renders a link that was detached."
   [{:keys [id type attached-to]} _options]

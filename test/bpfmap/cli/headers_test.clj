@@ -202,6 +202,12 @@
         (is (= 1 (count rows)))
         (binding [*sorted* 2]
           (check-headers words all))
+        (is (nil? (accepted words "--columns" (str/join "," all)))))
+      (let [words ["holds" (.pid (java.lang.ProcessHandle/current))]
+            rows (exec/holds {:process (second words)})
+            all (titles (bpfmap.exec.views/held-objects rows {}) rows)]
+        (binding [*sorted* 2]
+          (check-headers words all))
         (is (nil? (accepted words "--columns" (str/join "," all))))))
     (let [rows (exec/features {:where "of=hash"})
           view (bpfmap.exec.views/features rows {:where []})]
@@ -226,7 +232,7 @@
 
 (deftest all-row-commands-tried
   (testing "this file tries every command that prints rows"
-    (is (= #{"list" "features" "dump" "diff" "hist" "tail" "prog list" "link list"}
+    (is (= #{"list" "holds" "features" "dump" "diff" "hist" "tail" "prog list" "link list"}
            (into #{} (comp (filter :rows) (map :name)) commands/commands))
         "hist and tail have no --sort; --where of hist is about the entries that are counted")))
 

@@ -1,6 +1,6 @@
 (ns ^:volume bpfmap.cli.terminal-test
   "The command line on a terminal: `list`, `hist` and `watch` at 80 and 200 columns, Ctrl-C, a new
-  size, questions, progress."
+  size, keys, questions, progress."
   (:require [bpfmap.core :as bpf]
             [bpfmap.fixture :as fixture :refer [kernel-test]]
             [clojure.java.io :as io]
@@ -32,9 +32,9 @@
   (str/split-lines (:out (tmux "capture-pane" "-p" "-t" "it"))))
 
 (defn- wait-for
-  "Waits until the lines on the terminal are as they should be, at most a minute; returns them."
+  "Waits until the lines on the terminal are as they should be, at most some minutes; returns them."
   [as-wanted?]
-  (loop [attempts 200]
+  (loop [attempts 900]
     (let [lines (screen)]
       (if (or (as-wanted? lines) (zero? attempts))
         (do (is (as-wanted? lines) (str/join "\n" lines))
@@ -162,6 +162,43 @@
                   (is (some #{"ended 130"} lines))
                   (is (some #(re-find #"^\*  10\.0\.0\.7" %) lines) "the last table stays"))
                 (future-cancel changing)))))))))
+
+;; --- keys
+
+(kernel-test keys-sort-top
+  (testing "keys choose the order of top, and end it"
+    (let [own (str "k" (Long/toString (.pid (java.lang.ProcessHandle/current)) 36))
+          of (fn [name n]
+               (bpf/create {:name (str own name) :type :hash :key :u32 :value :u64 :max-entries 10
+                            :contents (zipmap (range n) (range))}))]
+      (with-open [low ^Closeable (of "_low" 1)
+                  high ^Closeable (of "_high" 9)
+                  middle ^Closeable (of "_mid" 5)]
+        (on-terminal [100 20]
+          (type-line "before=$(stty -g)")
+          (clear)
+          (type-line (str "$bpfmap top --name '" own "_*' --sort -entries --interval 0.2;"
+                          " echo ended $?; [ \"$before\" = \"$(stty -g)\" ] && echo same"))
+          (let [names (fn [lines]
+                        (keep #(second (re-find (re-pattern (str own "_(\\w+)")) %)) lines))
+                sorted (fn [text order]
+                         (wait-for #(and (str/includes? (first %) (str "; sorted by " text))
+                                         (= order (names %)))))
+                press #(tmux "send-keys" "-t" "it" %)]
+            (sorted "ENTRIES, descending" ["high" "mid" "low"])
+            (press "r")
+            (sorted "ENTRIES, ascending" ["low" "mid" "high"])
+            (press "<")
+            (sorted "NAME, ascending" ["high" "low" "mid"])
+            (press "Right")
+            (press ">")
+            (press "Right")
+            (sorted "FULL, descending" ["high" "mid" "low"])
+            (press "x") ; not a key of top
+            (press "q")
+            (let [lines (wait-for (line? #"^same"))]
+              (is (some #{"ended 0"} lines))
+              (is (= ["high" "mid" "low"] (names lines)) "the last table stays"))))))))
 
 ;; --- questions
 

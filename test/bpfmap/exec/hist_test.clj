@@ -74,6 +74,32 @@
                (buckets (first (exec/hist {:ref (id-of m) :slots 'bpftrace :linear 10
                                            :cpus 0})))))))))
 
+(kernel-test histograms-of-bpftrace
+  (testing "the end of a key of bpftrace is the slot, and the rest is the field arg"
+    (let [bytes-of (fn [& numbers]
+                     (vec (mapcat (fn [n] (cons n (repeat 7 0))) numbers)))
+          untyped (fn [key-size contents]
+                    (bpf/create {:name "AT_hist" :type :hash :key-size key-size :value-size 8
+                                 :max-entries 8 :contents contents}))
+          hist (fn [m options]
+                 (map (juxt :title buckets) (exec/hist (merge {:ref (id-of m)} options))))]
+      (with-open [m ^Closeable (untyped 16 {(bytes-of 39 3) (bytes-of 5)
+                                            (bytes-of 39 2) (bytes-of 1)
+                                            (bytes-of 0 1) (bytes-of 2)})
+                  text ^Closeable (untyped 24 {(bytes-of 0x61 0 4) (bytes-of 9)})
+                  plain ^Closeable (untyped 8 {(bytes-of 3) (bytes-of 5)})]
+        (is (= [[{:arg 0} [[0 0 2]]] [{:arg 39} [[1 1 1] [2 3 5]]]] (hist m {:slots :bpftrace})))
+        (is (= [[{:arg 39} [[1 1 1] [2 3 5]]]]
+               (hist m {:types "bpftrace" :where "arg=39"})))
+        (is (= ["{:arg \"getpid\"}"]
+               (filter #(str/starts-with? % "{")
+                       (lines-of "hist" (id-of m) "--slots" "bpftrace" "--as" "arg=syscall"
+                                 "--where" "arg=39"))))
+        (is (= [[[4 7 9]]] (map second (hist text {:types "bpftrace"}))))
+        (is (= [[nil [[2 3 5]]]] (hist plain {:types "bpftrace"})))
+        (testing "any other map needs its types"
+          (is (str/includes? (second (refused "hist" (id-of m))) "has no buckets")))))))
+
 (kernel-test slot-field-of-key
   (testing "a key field is the slot and the other fields separate the histograms"
     (with-open [m (map-of [:struct [:comm [:string 8]] [:slot :u64]] :u64

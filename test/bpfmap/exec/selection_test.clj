@@ -95,6 +95,12 @@
        (testing "show"
          (is (= names (map :name (exec/show {:ref (str own "_?")}))))
          (is (= 2 (count (re-seq #"(?m)^max-entries +8$" (:out (apply bpfmap "show" names)))))))
+       (testing "of several maps with a name, those that a process has open"
+         (with-open [twin ^Closeable (bpf/create {:name (str own "_a") :type :hash :key :u32
+                                                  :value :u32 :max-entries 8})]
+           (is (= #{(id-of a) (id-of twin)}
+                  (set (map (comp :id :map) (exec/dump {:ref (str own "_a")
+                                                        :held-by (str pid)})))))))
        (testing "a pattern that matches one map is a reference to it"
          (is (= {:key 1 :value 2} (exec/get {:ref (str own "_a*") :key 1})))
          (is (= [{:id (id-of a)}] (into [] (comp (take 1) (map #(select-keys (:map %) [:id])))

@@ -167,18 +167,24 @@
       (throw (call/failure "Waiting for events" outcome ctx)))
     (pos? outcome)))
 
+(defn readable
+  "Returns a waiter for something to read from a descriptor, such as a terminal.
+
+  `number` is the number of the descriptor, which stays open. [[end-wait]] ends the wait."
+  ^Waiter [number ctx]
+  (let [fd (call/duplicate-number number ctx)]
+    (try
+      ;; The set keeps what it waits for until the last descriptor of it is closed.
+      (waiter [fd] false ctx)
+      (finally (call/close fd)))))
+
 (defn closing
   "Returns a waiter for the end of a pipe: its reader closes it.
 
-  `number` is the number of the descriptor, which stays open. [[end-wait]] ends the wait. Returns
-  nil if it is not a pipe."
+  As [[readable]]. Returns nil if it is not a pipe."
   ^Waiter [number ctx]
   (when (procfs/pipe? number)
-    (let [fd (call/duplicate-number number ctx)]
-      (try
-        ;; The set keeps what it waits for until the last descriptor of it is closed.
-        (waiter [fd] false ctx)
-        (finally (call/close fd))))))
+    (readable number ctx)))
 
 (defn end-wait
   "Ends a wait of another thread, and every later one."
