@@ -23,4 +23,12 @@ public interface Codec {
     default boolean total() {
         return true;
     }
+
+    /**
+     * Returns the words of a struct whose values are read by {@link TypeCodec} without a call of
+     * {@link #decode}, or null. A struct with unused bits that are set is decoded nevertheless.
+     */
+    default StructWords words() {
+        return null;
+    }
 }

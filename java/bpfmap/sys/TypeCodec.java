@@ -26,12 +26,14 @@ public final class TypeCodec implements Codec {
 
     private final int kind;
     private final Codec codec;
+    private final StructWords words;
     private final long size;
     private final Object type;
 
     private TypeCodec(int kind, Codec codec, Object type) {
         this.kind = kind;
         this.codec = codec;
+        this.words = codec.words();
         this.size = codec.size();
         this.type = type;
     }
@@ -66,9 +68,22 @@ public final class TypeCodec implements Codec {
         return kind != NONE;
     }
 
+    boolean isUnsigned() {
+        return (kind & UNSIGNED) != 0;
+    }
+
+    boolean isSwapped() {
+        return (kind & SWAPPED) != 0;
+    }
+
     @Override
     public long size() {
         return size;
+    }
+
+    @Override
+    public StructWords words() {
+        return words;
     }
 
     @Override
@@ -79,7 +94,7 @@ public final class TypeCodec implements Codec {
     @Override
     public Object decode(MemorySegment m, long offset) {
         if (kind == NONE) {
-            return codec.decode(m, offset);
+            return other(m, offset);
         }
         // The compiler knows the bounds of this one.
         long n = m == READABLE ? signed(READABLE, offset) : signed(m, offset);
@@ -94,6 +109,16 @@ public final class TypeCodec implements Codec {
             }
         }
         return n;
+    }
+
+    private Object other(MemorySegment m, long offset) {
+        if (words != null) {
+            Object value = m == READABLE ? words.read(READABLE, offset) : words.read(m, offset);
+            if (value != null) {
+                return value;
+            }
+        }
+        return codec.decode(m, offset);
     }
 
     private long signed(MemorySegment m, long offset) {

@@ -13,7 +13,8 @@
  *   <li>Events: EventSource, RingBuffer, RingFollower, UserRingBuffer, PerfBuffer, RawEvent,
  *       Waiter.
  *   <li>All maps of a host: MapScanner, Fdinfo.
- *   <li>Access to memory: Bytes, Blocks, AtomicType, Padding, Streams, Codec, TypeCodec.
+ *   <li>Access to memory: Bytes, Blocks, AtomicType, Padding, Streams, Codec, TypeCodec,
+ *       StructWords.
  * </ul>
  */
 package bpfmap.sys;

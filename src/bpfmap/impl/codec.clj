@@ -5,10 +5,11 @@
             [bpfmap.error :as error]
             [bpfmap.impl.codec.error :refer [deeper misfit]]
             [bpfmap.impl.codec.scalar :as scalar :refer [view-written?]]
+            [bpfmap.impl.codec.struct-map :as struct-map]
             [bpfmap.impl.nearest :as nearest]
             [bpfmap.impl.type.node :as node])
   (:import (bpfmap.bytes ByteView)
-           (bpfmap.sys Bytes Codec Padding TypeCodec)
+           (bpfmap.sys Bytes Codec Padding StructWords TypeCodec)
            (clojure.lang PersistentArrayMap PersistentHashMap PersistentVector)
            (java.lang.foreign MemorySegment)))
 
@@ -336,6 +337,7 @@
         choices? (boolean (some :choice parts))
         padding (padding-of node)
         total? (every? #(.total ^Codec (:codec %)) all)
+        words (StructWords/of struct-map/maker size padding names codecs offsets)
         check-used (fn [used value]
                      (when-not (= used (count value))
                        (throw (unknown-field value known type path))))
@@ -348,6 +350,7 @@
     (reify Codec
       (size [_] size)
       (total [_] (boolean total?))
+      (words [_] words)
       (encode [_ value memory offset]
         (cond
           (or choices? (not (map? value)) (sorted? value))

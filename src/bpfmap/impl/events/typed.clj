@@ -9,7 +9,7 @@
             [bpfmap.impl.cache :as cache]
             [bpfmap.impl.codec :as codec]
             [bpfmap.impl.type.node :as node])
-  (:import (bpfmap.sys RawEvent TypeCodec)
+  (:import (bpfmap.sys RawEvent StructWords TypeCodec)
            (clojure.lang MultiFn Var)
            (java.util.concurrent ConcurrentHashMap)))
 
@@ -88,13 +88,25 @@
         (<= more slack) (.decode event codec 0)
         :else (with-rest (.decode event codec 0) (fields? node) event size)))))
 
+;; Events of a small struct. The row "a map of four fields" of bench-events justifies it.
+(deftype ^:private Small [^StructWords words ^Decoder others]
+  Decoder
+  (decode [_ event]
+    (let [x (.read event words)]
+      (if (nil? x) (.decode others event) x))))
+
 (defn- typed ^Decoder [type types padded?]
   (let [{:keys [size] :as node} (node/node type types [:type])
-        size (long size)]
-    (Typed. (TypeCodec/of (codec/of-node node [])) size
-            ;; A perf event pads its payload and the four bytes before it to a multiple of eight.
-            (if padded? (- (bit-and (+ size 4 7) -8) (+ size 4)) 0)
-            node (cache/cache))))
+        codec (codec/of-node node [])
+        size (long size)
+        decoder (Typed. codec size
+                        ;; A perf event pads its payload and the four bytes before it to a multiple
+                        ;; of eight.
+                        (if padded? (- (bit-and (+ size 4 7) -8) (+ size 4)) 0)
+                        node (cache/cache))]
+    (if-let [words (.words codec)]
+      (Small. words decoder)
+      decoder)))
 
 (defn- by-event
   "Returns a decoder that asks f for the type of each event."
