@@ -27,8 +27,8 @@
 (def ^:private wrappers
   "Architecture to a prefix of kernel functions, and the release that brought them.
 
-  They are the functions of system calls, and take the registers of the caller. Source: the uses of ARCH_HAS_SYSCALL_WRAPPER and each
-  asm/syscall_wrapper.h."
+  They are the functions of system calls, and take the registers of the caller. Source: the uses of
+  ARCH_HAS_SYSCALL_WRAPPER and each asm/syscall_wrapper.h."
   {"amd64" ["__x64_sys_" "4.17"]
    "aarch64" ["__arm64_sys_" "4.19"]
    "riscv64" ["__riscv_sys_" "6.6"]})
