@@ -142,7 +142,7 @@
 (kernel-test n1-several-rings
   (testing "one reader of several rings, each in its order"
     (with-open [m (producer/ring)
-                n (producer/ring 8192)
+                n (producer/ring (* 2 fixture/page-size))
                 s (producer/sender m)
                 t (producer/sender n)
                 r (events/reader [m n] {:type pair :timeout 0.3})]
@@ -153,7 +153,8 @@
         (is (= 20 (count all)))
         (doseq [[_ events] (group-by :a all)]
           (is (= (range 10) (map :b events)))))
-      (is (= {:capacity 12288 :fill 0} (select-keys (events/stats r) [:capacity :fill])))
+      (is (= {:capacity (* 3 fixture/page-size) :fill 0}
+             (select-keys (events/stats r) [:capacity :fill])))
       (is (re-find #"^#<bpf-events \d+ \(events\) \d+ \(events\)>$" (pr-str r)))
       (testing "an event of either wakes the reader"
         (doseq [p [s t]]
@@ -167,11 +168,12 @@
     (with-open [m (producer/ring)
                 s (producer/sender m)
                 r (events/reader m {:type :u64 :timeout 0})]
-      (is (= -11 (producer/send! s (producer/of-longs 7) 300)) "EAGAIN")
-      (is (= {:fill 4080 :capacity 4096} (events/stats m)))
-      (is (= 255 (count (into [] r))))
+      (let [n (quot (- fixture/page-size 8) 16)] ; records of 16 bytes
+        (is (= -11 (producer/send! s (producer/of-longs 7) (+ n 45))) "EAGAIN")
+        (is (= {:fill (* 16 n) :capacity fixture/page-size} (events/stats m)))
+        (is (= n (count (into [] r)))))
       (is (= 0 (:fill (events/stats m))))
-      (doseq [_ (range 3)] ; records across the end
+      (doseq [_ (range (quot (* 3 fixture/page-size) 4096))] ; records across the end
         (producer/send! s (range 200) 10)
         (producer/send! s (producer/of-longs 9) 1)
         (let [seen (volatile! [])]
@@ -531,7 +533,7 @@
           (is (eventually #(reader/closed? r)))
           ;; What remains for a thread that left before the reduce began, and goes on only now.
           (#'reader/end-if-unused r)
-          (is (= 4096 (capacity)))
+          (is (= fixture/page-size (capacity)))
           (deliver proceed true)
           (is (= [:value 1] @reducing))
           (is (= [:value nil] @closing))
@@ -569,7 +571,7 @@
         (.close ^Closeable m)
         (producer/send! s (producer/of-longs 3))
         (is (= [3] (into [] r)))
-        (is (= 4096 (:capacity (events/stats r))))
+        (is (= fixture/page-size (:capacity (events/stats r))))
         (doseq [f [#(events/reader m) #(events/peek m) #(events/stats m)]]
           (is (re-find #"^Map \d+ \(events\) is closed: it was closed before or during this call; open it again$"
                        (:message (error-of (f))))))))))
@@ -842,7 +844,7 @@
       (doseq [i (range 5)] (producer/send! s (producer/of-longs i)))
       (is (= (range 5) (into [] p)))
       (is (= [0 1] (into [] (take 2) r)))
-      (is (= {:fill 48 :capacity 4096} (events/stats m)))
+      (is (= {:fill 48 :capacity fixture/page-size} (events/stats m)))
       (testing "the history is still there until the ring has gone round"
         (with-open [all (events/peek m {:type :u64 :timeout 0})
                     none (events/peek m {:type :u64 :timeout 0 :from :now})]
@@ -853,7 +855,7 @@
       (is (= [2 3 4 5] (into [] r)))
       (is (= [5] (into [] p)) "what came since")
       (is (= {:events 6 :bytes 48 :discarded 0 :lost 0 :overtaken 0 :missed 0 :fill 0
-              :capacity 4096}
+              :capacity fixture/page-size}
              (events/stats p)))
       (is (re-find #"^#<bpf-peek \d+ \(events\)>$" (pr-str p)))
       (testing "the reader is woken as always"
@@ -866,7 +868,7 @@
           (with-open [one (bpf/open (:id (bpf/info m)) {:access access})
                       p (events/peek one {:type :u64 :timeout 0})]
             (is (= (range 7) (into [] p)))
-            (is (= {:fill 0 :capacity 4096} (events/stats one)))))))))
+            (is (= {:fill 0 :capacity fixture/page-size} (events/stats one)))))))))
 
 (kernel-test n9-never-torn
   (testing "a peek that is overtaken says so, and never delivers a torn record"

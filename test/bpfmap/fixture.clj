@@ -4,6 +4,7 @@
   (:require [bpfmap.impl.kernel.procfs :as procfs]
             [clojure.edn :as edn]
             [clojure.java.io :as io]
+            [clojure.set :as set]
             [clojure.string :as str]
             [clojure.test :as t])
   (:import (bpfmap.sys Native)
@@ -178,7 +179,8 @@
 
 (defn c-values
   "The values of C expressions as the compiler here sees them, as a map; the expressions that it
-  does not know are left out. Nil without a compiler.
+  does not know are left out. Nil without a compiler. A header that starts with # is a line of
+  its own.
 
       (c-values [\"linux/bpf.h\"] [\"BPF_ANY\" \"BPF_NEWER_THAN_THE_HEADER\"]) ;=> {\"BPF_ANY\" 0}"
   [headers expressions]
@@ -191,7 +193,9 @@
           (spit source
                 (str (apply str
                             (for [h (concat ["stdio.h" "stddef.h" "errno.h"] headers)]
-                              (str "#include <" h ">\n")))
+                              (if (str/starts-with? h "#")
+                                (str h "\n")
+                                (str "#include <" h ">\n"))))
                      "int main(void) {\n#line 1\n"
                      (apply str
                             (for [e expressions]
@@ -332,14 +336,24 @@
 
 (defn x86-64? [] (= "amd64" (System/getProperty "os.arch")))
 
-(defn syscall
-  "A system call on this thread: the result, or the negated errno."
-  [number & args]
-  (let [[a b c d e] (map long (concat args (repeat 0)))]
-    (Native/syscall (long number) (long a) (long b) (long c) (long d) (long e))))
+(def ^:private syscall-numbers
+  "The numbers of this processor's system calls, by name."
+  (delay (set/map-invert (get (edn/read-string (slurp (io/resource "bpfmap/syscalls.edn")))
+                              (System/getProperty "os.arch")))))
 
-(def ^:private setresuid (if (x86-64?) 117 147))
-(def ^:private capset (if (x86-64?) 126 91))
+(defn syscall-number [name]
+  (or (@syscall-numbers name) (throw (ex-info (str "no system call " name " here") {}))))
+
+(def page-size
+  "Bytes of a page, which are those of the smallest ring buffer too."
+  (long (procfs/page-size)))
+
+(defn syscall
+  "A system call on this thread, by name or number: the result, or the negated errno."
+  [call & args]
+  (let [[a b c d e] (map long (concat args (repeat 0)))]
+    (Native/syscall (long (if (string? call) (syscall-number call) call))
+                    (long a) (long b) (long c) (long d) (long e))))
 
 (def ^:private capability-bits
   "Source: linux/capability.h."
@@ -367,7 +381,7 @@
           (set-u32! offset (unsigned-bit-shift-right effective shift))
           (set-u32! (+ 4 (long offset)) (unsigned-bit-shift-right permitted shift)))
         (let [address (.address memory)]
-          (assert (zero? (long (syscall capset address (+ 8 address))))))))))
+          (assert (zero? (long (syscall "capset" address (+ 8 address))))))))))
 
 (defn unprivileged
   "Calls f on a thread whose effective user is nobody, and returns what it returns. The thread has
@@ -379,9 +393,9 @@
    (let [result (promise)]
      (join (thread (fn []
                      (try
-                       (assert (zero? (long (syscall setresuid -1 65534 -1))))
+                       (assert (zero? (long (syscall "setresuid" -1 65534 -1))))
                        (when (seq capabilities) (keep-capabilities! capabilities))
-                       (deliver result [:value (try (f) (finally (syscall setresuid -1 0 -1)))])
+                       (deliver result [:value (try (f) (finally (syscall "setresuid" -1 0 -1)))])
                        (catch Throwable e
                          (deliver result [:thrown e]))))))
      (let [[kind x] @result]

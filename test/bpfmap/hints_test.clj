@@ -116,14 +116,12 @@
       (try (f dir)
            (finally (fixture/run ["umount" "-l" dir]))))))
 
-(def ^:private prlimit64 (if (fixture/x86-64?) 302 261))
-
 (defn- with-limit
   "Calls f while a limit of this process, by its number, is soft at a value."
   [resource value f]
   (with-open [arena (Arena/ofConfined)]
     (let [limits (.allocate arena 16 8) ; struct rlimit64: soft, hard
-          ask (fn [new old] (assert (= 0 (fixture/syscall prlimit64 0 resource new old))))]
+          ask (fn [new old] (assert (= 0 (fixture/syscall "prlimit64" 0 resource new old))))]
       (ask 0 (.address limits))
       (let [before (.get limits ValueLayout/JAVA_LONG 0)
             soft! (fn [x] (.set limits ValueLayout/JAVA_LONG 0 (long x)) (ask (.address limits) 0))]

@@ -2,7 +2,7 @@
   "System calls by name, for tests that need what the library has no use for: sockets, perf
   events, pidfds.
 
-  The numbers and constants are data, which `bpfmap.objects-test` compares with the C headers."
+  The constants are data, which `bpfmap.objects-test` compares with the C headers."
   (:require [bpfmap.fixture :as fixture]
             [bpfmap.impl.codec :as codec]
             [bpfmap.impl.errno :as errno])
@@ -13,15 +13,6 @@
            (java.lang.invoke MethodHandle)))
 
 (set! *warn-on-reflection* true)
-
-(def numbers
-  "System calls by name: the numbers on x86-64, and in the generic table of arm64 and riscv64."
-  {"accept4" [288 242], "bind" [49 200], "close" [3 57], "connect" [42 203], "dup3" [292 24]
-   "getsockname" [51 204]
-   "gettid" [186 178], "listen" [50 201], "munmap" [11 215], "openat" [257 56]
-   "perf_event_open" [298 241]
-   "pidfd_open" [434 434], "prctl" [157 167], "seccomp" [317 277], "setsockopt" [54 208]
-   "socket" [41 198], "socketpair" [53 199], "unshare" [272 97], "write" [1 64]})
 
 (def constants
   "Expressions of C to their values, the same on all these processors."
@@ -88,9 +79,8 @@
   is passed with a NUL."
   [name & args]
   (with-open [arena (Arena/ofConfined)]
-    (let [[x86 generic] (numbers name)
-          args (mapv #(in-memory arena %) args)
-          result (apply fixture/syscall (if (fixture/x86-64?) x86 generic) (map :word args))]
+    (let [args (mapv #(in-memory arena %) args)
+          result (apply fixture/syscall name (map :word args))]
       (doseq [{:keys [bytes memory]} args :when bytes]
         (Bytes/fill memory 0 bytes))
       result)))

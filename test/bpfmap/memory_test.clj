@@ -144,7 +144,8 @@
                                                              :out]
                                                             [:ldxdw :r7 [:r6 8]]
                                                             ;; Getuid, which nobody else here calls
-                                                            [:jne :r7 (if (fixture/x86-64?) 102 174)
+                                                            [:jne :r7
+                                                             (fixture/syscall-number "getuid")
                                                              :out]]
                                                            (concat (drop-last 2 (counting m))
                                                                    [:out [:mov64 :r0 0]
@@ -175,7 +176,7 @@
                        (mem/add! wide 1)
                        (mem/add! narrow 1)
                        (when (zero? (rem k (quot adds calls)))
-                         (fixture/syscall (if (fixture/x86-64?) 102 174))))))))
+                         (fixture/syscall "getuid")))))))
           (finally (.set stop true)))
         (fixture/join reading)
         (let [total (+ (* 2 repeats) (* 8 adds) (* 8 calls))]

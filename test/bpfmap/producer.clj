@@ -4,6 +4,7 @@
   A program sends one record for each run of `bpfmap.prog/test-run`."
   (:require [bpfmap.bytes :as bytes]
             [bpfmap.core :as bpf]
+            [bpfmap.fixture :as fixture]
             [bpfmap.impl.kernel.call :as call]
             [bpfmap.prog :as prog])
   (:import (bpfmap.sys Fd FileSyscalls MappedMemory RingBuffer RingFollower)
@@ -16,8 +17,8 @@
 (def force-wakeup "BPF_RB_FORCE_WAKEUP." 2)
 
 (defn ring
-  "A ring buffer of so many bytes."
-  (^Closeable [] (ring 4096))
+  "A ring buffer of so many bytes, or of the fewest."
+  (^Closeable [] (ring fixture/page-size))
   (^Closeable [size] (bpf/create {:name "events" :type :ringbuf :max-entries size})))
 
 (def ^:private room

@@ -127,14 +127,13 @@
 ;; --- system calls
 
 (def ^:private first-argument
-  "Where `struct pt_regs` has the first argument of a system call, and the number of bpf(2): on
-  x86-64, and on arm64."
-  (if (fixture/x86-64?) [112 321] [0 280]))
+  "Where `struct pt_regs` has the first argument of a system call: di, x0 or orig_a0."
+  (case (System/getProperty "os.arch") "amd64" 112 "aarch64" 0 "riscv64" 280))
 
 (defn- commands-counter
   "A program that counts the commands of bpf(2) that this thread gives, by number, in an array."
   ^java.io.Closeable [counts]
-  (let [[offset bpf] first-argument]
+  (let [bpf (fixture/syscall-number "bpf")]
     (prog/load {:type :raw-tracepoint
                 :insns [[:mov64 :r6 :r1]
                         [:ldxdw :r1 [:r6 8]] ; the number of the system call
@@ -142,7 +141,7 @@
                         [:call :get-current-pid-tgid]
                         [:jne32 :r0 (call "gettid") :out]
                         [:ldxdw :r3 [:r6 0]] ; its registers
-                        [:add64 :r3 offset]
+                        [:add64 :r3 first-argument]
                         [:mov64 :r1 :r10]
                         [:add64 :r1 -8]
                         [:mov64 :r2 8]

@@ -20,9 +20,6 @@
 
 ;; --- CPUs
 
-(def ^:private sched-setaffinity (if (fixture/x86-64?) 203 122))
-(def ^:private sched-getaffinity (if (fixture/x86-64?) 204 123))
-
 (defn on-cpu
   "Calls f while this thread runs on one CPU."
   [cpu f]
@@ -31,12 +28,12 @@
           before (.allocate arena size 8)
           mask (.allocate arena size 8)
           word (long (* 8 (quot (long cpu) 64)))]
-      (fixture/syscall sched-getaffinity 0 size (.address before))
+      (fixture/syscall "sched_getaffinity" 0 size (.address before))
       (.set mask ValueLayout/JAVA_LONG word (long (bit-set 0 (rem (long cpu) 64))))
-      (assert (zero? (long (fixture/syscall sched-setaffinity 0 size (.address mask)))))
+      (assert (zero? (long (fixture/syscall "sched_setaffinity" 0 size (.address mask)))))
       (try
         (f)
-        (finally (fixture/syscall sched-setaffinity 0 size (.address before)))))))
+        (finally (fixture/syscall "sched_setaffinity" 0 size (.address before)))))))
 
 ;; --- other processes
 

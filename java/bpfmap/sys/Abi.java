@@ -13,10 +13,20 @@ public final class Abi {
 
     // --- system call numbers: asm/unistd_64.h on x86-64, asm-generic/unistd.h on arm64 and riscv64
 
-    private static final boolean X86 = "amd64".equals(System.getProperty("os.arch"));
-    private static final boolean GENERIC =
-        "aarch64".equals(System.getProperty("os.arch"))
-        || "riscv64".equals(System.getProperty("os.arch"));
+    private static final String ARCH = System.getProperty("os.arch");
+
+    private static boolean x86(String arch) {
+        return "amd64".equals(arch);
+    }
+
+    private static boolean generic(String arch) {
+        return "aarch64".equals(arch) || "riscv64".equals(arch);
+    }
+
+    /** Returns true if the system call numbers of a processor are known, by its {@code os.arch}. */
+    static boolean known(String arch) {
+        return x86(arch) || generic(arch);
+    }
 
     /** {@code bpf(2)}; negative if this library does not support the processor. */
     public static final long SYS_BPF = number(321, 280);
@@ -53,7 +63,7 @@ public final class Abi {
     static final long SYS_UNLINKAT = number(263, 35);
 
     private static long number(long x86, long generic) {
-        return X86 ? x86 : GENERIC ? generic : -1;
+        return x86(ARCH) ? x86 : generic(ARCH) ? generic : -1;
     }
 
     // --- errno values that the code distinguishes; Errno has all names

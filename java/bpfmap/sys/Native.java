@@ -7,6 +7,7 @@ import java.lang.foreign.MemoryLayout;
 import java.lang.foreign.MemorySegment;
 import java.lang.foreign.ValueLayout;
 import java.lang.invoke.MethodHandle;
+import java.nio.ByteOrder;
 import java.util.Collections;
 
 /**
@@ -35,14 +36,13 @@ public final class Native {
     // A class whose initializer throws reports the reason only once, so it is kept for every call.
     static {
         MethodHandle handle = null;
-        String reason = null;
-        if (!"Linux".equals(System.getProperty("os.name"))) {
-            reason = "BPF maps live in the Linux kernel; this is " + System.getProperty("os.name");
-        } else if (Abi.SYS_BPF < 0) {
-            reason = "the system call numbers of this processor are not known: "
-                + System.getProperty("os.arch")
-                + " (known: amd64, aarch64, riscv64)";
-        } else {
+        String reason =
+            refusal(
+                System.getProperty("os.name"),
+                System.getProperty("os.arch"),
+                ByteOrder.nativeOrder(),
+                ValueLayout.ADDRESS.byteSize());
+        if (reason == null) {
             try {
                 handle = link(5);
             } catch (IllegalCallerException e) {
@@ -75,6 +75,29 @@ public final class Native {
     }
 
     /**
+     * Returns why no system call is made on such a machine, or null if calls are made.
+     *
+     * @param addressSize bytes of an address of this JVM
+     * @return a reason for an error message, without a full stop
+     */
+    public static String refusal(String os, String arch, ByteOrder order, long addressSize) {
+        if (!"Linux".equals(os)) {
+            return "BPF maps live in the Linux kernel; this is " + os;
+        }
+        if (addressSize != Long.BYTES) {
+            return "32-bit JVMs are not supported; this one is for " + arch;
+        }
+        if (order != ByteOrder.LITTLE_ENDIAN) {
+            return "big-endian processors are not supported; this one is " + arch;
+        }
+        if (!Abi.known(arch)) {
+            return "the system call numbers of this processor are not known: " + arch
+                + " (known: amd64, aarch64, riscv64)";
+        }
+        return null;
+    }
+
+    /**
      * Returns why no system call can be made here, or null if calls can be made.
      *
      * @return a reason for an error message, without a full stop
@@ -89,12 +112,12 @@ public final class Native {
      * @param capture memory of at least {@link #CAPTURE_SIZE} bytes that no other call uses
      * @param number the number of the call on this processor
      * @return the result of the call, or the negated errno
-     * @throws UnsupportedOperationException if this is not Linux, or native access is denied
+     * @throws RuntimeException of {@link Refusal} if no system call can be made
      */
     public static long syscall(MemorySegment capture, long number, long a, long b, long c, long d,
             long e) {
         if (SYSCALL == null) {
-            throw new UnsupportedOperationException(UNAVAILABLE);
+            throw Refusal.exception(UNAVAILABLE);
         }
         try {
             long result = (long) SYSCALL.invokeExact(capture, number, a, b, c, d, e);
@@ -124,11 +147,11 @@ public final class Native {
      * Makes one system call with six arguments and provides the memory for errno.
      *
      * @return the result of the call, or the negated errno
-     * @throws UnsupportedOperationException if this is not Linux, or native access is denied
+     * @throws RuntimeException of {@link Refusal} if no system call can be made
      */
     static long syscall6(long number, long a, long b, long c, long d, long e, long f) {
         if (SYSCALL == null) {
-            throw new UnsupportedOperationException(UNAVAILABLE);
+            throw Refusal.exception(UNAVAILABLE);
         }
         try (Arena arena = Arena.ofConfined()) {
             MemorySegment capture = arena.allocate(CAPTURE_SIZE, 8);

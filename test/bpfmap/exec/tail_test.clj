@@ -64,7 +64,7 @@
 (defmacro ^:private with-ring
   "Runs body with a ring that has the events 1 to 3."
   [[m] & body]
-  `(with-open [~m (ring 4096)]
+  `(with-open [~m (ring fixture/page-size)]
      (doseq [n# [1 2 3]]
        (send-event! ~m n# (if (odd? n#) 1 2)))
      ~@body))
@@ -81,7 +81,7 @@
   (testing "takes the events of a ring that nobody else has, and leaves those beyond the limit"
     (with-ring [m]
       (is (= [(event-row 1) (event-row 2)] (rows {:ref m :value-type event :limit 2})))
-      (is (= {:fill 24 :capacity 4096} (events/stats m)))
+      (is (= {:fill 24 :capacity fixture/page-size} (events/stats m)))
       (is (= [] (rows {:ref m :value-type event :limit 0})))
       (is (= [(event-row 3)] (rows {:ref (id-of m) :value-type event :seconds 0.2})))
       (is (= [] (rows {:ref m :value-type event :seconds 0.1}))))))
@@ -91,7 +91,7 @@
     (with-ring [m]
       (is (= (map event-row [1 2 3]) (rows {:ref m :value-type event :from :oldest :limit 3})))
       (is (= [] (rows {:ref m :value-type event :from "now" :seconds 0.1})))
-      (is (= {:fill 72 :capacity 4096} (events/stats m)))
+      (is (= {:fill 72 :capacity fixture/page-size} (events/stats m)))
       (let [next-one (future (rows {:ref m :value-type event :from :now :limit 1}))]
         (while (not (realized? next-one))
           (send-event! m 9 1)
@@ -165,14 +165,14 @@
 
 (kernel-test padding-left-out
   (testing "bytes between the fields are not part of a row"
-    (with-open [m (ring 4096)]
+    (with-open [m (ring fixture/page-size)]
       (send-words! m [0x1122334455667788 7])
       (is (= [{:value {:a 0x88 :b 7}}]
              (rows {:ref m :value-type [:struct [:a :u8] [:b :u64]] :limit 1}))))))
 
 (kernel-test overtaken-is-said
   (testing "a peek that is overtaken says how much it missed"
-    (with-open [m (ring 4096)
+    (with-open [m (ring fixture/page-size)
                 p (sender m [1 1])
                 ^Closeable r (events/reader m {:type event})]
       (let [state (atom :begin)
@@ -180,7 +180,7 @@
                             (when (= :begin @state)
                               ;; Three times the ring, while the peek stands at its second record.
                               (reset! state :lapped)
-                              (dotimes [_ 600]
+                              (dotimes [_ (quot (* 4 fixture/page-size) 24)]
                                 (prog/test-run p)
                                 (events/drain! r identity)))
                             (let [found (conj found row)]
@@ -189,7 +189,7 @@
                                  (tail/tail {:ref m :value-type event :from :oldest
                                              :seconds 10})))]
         (is (= :lapped @state))
-        (is (< 4096 (:missed (peek found))))
+        (is (< fixture/page-size (:missed (peek found))))
         (is (= 1 (:overtaken (peek found))))))))
 
 ;; --- the type of events
@@ -327,7 +327,7 @@ char LICENSE[] __attribute__((section(\"license\"), used)) = \"GPL\";
 
 (kernel-test growing-columns
   (testing "a column grows with its values"
-    (with-open [m (ring 4096)]
+    (with-open [m (ring fixture/page-size)]
       (send-event! m 1 1)
       (send-event! m 123456789012 1)
       (send-event! m 2 1)
@@ -353,13 +353,13 @@ char LICENSE[] __attribute__((section(\"license\"), used)) = \"GPL\";
 
 (kernel-test csv-without-events
   (testing "CSV has its header also without events"
-    (with-open [m (ring 4096)]
+    (with-open [m (ring fixture/page-size)]
       (is (= ["value.n,extra,missing,error,lost,missed,status"]
              (out-of (id-of m) "--value-type" "[struct [n u64]]" "--seconds" "0.05" "--csv"))))))
 
 (kernel-test csv-of-other-lengths
   (testing "CSV has columns for what an event has beyond its type, or lacks"
-    (with-open [m (ring 4096)]
+    (with-open [m (ring fixture/page-size)]
       (send-words! m [5])
       (send-words! m [6 1 0xabcd])
       (is (= ["value.n,value.kind,value.cpu,extra,missing,error,lost,missed,status"
@@ -383,7 +383,7 @@ char LICENSE[] __attribute__((section(\"license\"), used)) = \"GPL\";
 
 (kernel-test hostile-bytes
   (testing "events cannot control the terminal"
-    (with-open [m (ring 4096)]
+    (with-open [m (ring fixture/page-size)]
       (send-words! m [0x6d31335b1b07]) ; bell, and a colour
       (is (= ["BYTES  DATA" "    8  07 1b 5b 33 31 6d 00 00  |..[31m..|"]
              (out-of (id-of m) "--from" "oldest" "--limit" "1")))
@@ -412,7 +412,7 @@ char LICENSE[] __attribute__((section(\"license\"), used)) = \"GPL\";
         ["--seconds" "0"] "--seconds must be a positive number, got \"0\"")
       (is (= [2 "bpfmap: Unknown field size: the fields are value.n, value.kind, value.cpu"]
              (refused "tail" (id-of m) "--value-type" (type-text event) "--where" "size>1")))
-      (is (= {:fill 72 :capacity 4096} (events/stats m))))))
+      (is (= {:fill 72 :capacity fixture/page-size} (events/stats m))))))
 
 (kernel-test without-privileges
   (testing "a user without privileges gets the reason"

@@ -213,8 +213,6 @@
         (is (every? true? (map #(.get ^Future %) answers)))
         (is (= 20000 (count (seq m))))))))
 
-(def ^:private gettid (if (fixture/x86-64?) 186 178))
-(def ^:private tgkill (if (fixture/x86-64?) 234 131))
 (def ^:private sigurg
   "A signal that is ignored unless somebody asks for it, but interrupts once there is a handler."
   23)
@@ -231,11 +229,11 @@
                                  (let [pid (.pid (java.lang.ProcessHandle/current))
                                        tid @tid]
                                    (while (not (.get over))
-                                     (when (zero? (long (fixture/syscall tgkill pid tid sigurg)))
+                                     (when (zero? (long (fixture/syscall "tgkill" pid tid sigurg)))
                                        (.incrementAndGet sent))))))]
     (try
       [(first (fixture/in-threads 1 (fn [_]
-                                      (deliver tid (fixture/syscall gettid))
+                                      (deliver tid (fixture/syscall "gettid"))
                                       (f))))
        (.get sent)]
       (finally

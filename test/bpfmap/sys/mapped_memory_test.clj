@@ -22,7 +22,7 @@
   since others may leave mappings to the collector."
   [pages]
   (count (filter (fn [[_ from to]]
-                   (= (* 4096 (long pages))
+                   (= (* (long fixture/page-size) (long pages))
                       (- (Long/parseUnsignedLong to 16) (Long/parseUnsignedLong from 16))))
                  (re-seq #"(?m)^([0-9a-f]+)-([0-9a-f]+) .* anon_inode:bpf-map$"
                          (Files/readString (Path/of "/proc/self/maps" (make-array String 0)))))))
@@ -33,7 +33,7 @@
    (bpf/create (merge {:type :array :key :u32 :value :u64 :max-entries 512 :flags #{:mmapable}}
                       change)))
   (^Closeable [change pages]
-   (an-array (merge change {:max-entries (* 512 (long pages))}))))
+   (an-array (merge change {:max-entries (* (quot (long fixture/page-size) 8) (long pages))}))))
 
 (defn- settled [condition]
   (loop [tries 0]

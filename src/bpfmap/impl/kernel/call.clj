@@ -172,10 +172,6 @@
                                        " is refused")
                    {:bpfmap/op op :bpfmap/map map :bpfmap/hint (ex-message e)} e)
 
-      (and (instance? UnsupportedOperationException e) (Native/unavailable))
-      (error/error :not-supported "The kernel cannot be called"
-                   {:bpfmap/op op :bpfmap/hint (Native/unavailable)} e)
-
       (and (:bpfmap/error data) op (nil? (:bpfmap/op data)))
       (doto ^Throwable (ex-info (ex-message e)
                                 (cond-> (assoc data :bpfmap/op op) map (assoc :bpfmap/map map))

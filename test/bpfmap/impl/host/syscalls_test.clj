@@ -1,11 +1,13 @@
 (ns bpfmap.impl.host.syscalls-test
-  "Names of system calls, against the C header of this machine and by hand."
+  "Names and numbers of system calls, against C headers and by hand."
   (:require [bpfmap.fixture :as fixture]
             [bpfmap.impl.host.syscalls :as syscalls]
             [bpfmap.impl.kernel.call :as call]
             [bpfmap.impl.kernel.procfs :as procfs]
             [clojure.edn :as edn]
             [clojure.java.io :as io]
+            [clojure.set :as set]
+            [clojure.string :as str]
             [clojure.test :refer [are deftest is testing]]))
 
 (set! *warn-on-reflection* true)
@@ -61,18 +63,63 @@
                    (String. (procfs/read-bytes "/proc/kallsyms")))
           function))))
 
-(deftest names-match-c-header
-  (testing "the names match the C header"
+(def ^:private choices
+  "What the asm/unistd.h of architectures defines before it includes asm-generic/unistd.h, and
+  the calls that it adds. Source: arch/*/include/uapi/asm/unistd.h of Linux 6.6 to 6.18."
+  {"aarch64" {:wants ["RENAMEAT" "NEW_STAT" "SET_GET_RLIMIT" "MEMFD_SECRET"]}
+   "riscv64" {:wants ["NEW_STAT" "SET_GET_RLIMIT" "MEMFD_SECRET"]
+              :added {258 "riscv_hwprobe" 259 "riscv_flush_icache"}}})
+
+(defn- constant [name] (str "__NR_" name))
+
+(defn- header-numbers
+  "Returns the numbers of system calls in a header, by name; nil without a C compiler."
+  [header names]
+  (some-> (fixture/c-values header (map constant names))
+          (update-keys #(subs % (count "__NR_")))))
+
+(deftest numbers-of-the-generic-table
+  (testing "arm64 and riscv64 have the numbers of asm-generic/unistd.h, on any machine"
+    (doseq [[arch {:keys [wants added]}] choices
+            :let [table (reduce dissoc (@tables arch) (keys added))
+                  header (concat (map #(str "#define __ARCH_WANT_" %) wants)
+                                 ["asm-generic/unistd.h"])
+                  numbers (header-numbers header (vals table))]]
+      (is (= (or added {}) (select-keys (@tables arch) (keys added))) arch)
+      (if (nil? numbers)
+        (fixture/skip! "there is no C compiler")
+        (do (is (< 300 (count numbers)) arch)
+            ;; The installed header may be older than the table and lack its newest calls.
+            (is (= (select-keys (set/map-invert table) (keys numbers)) numbers) arch)
+            (is (< 440 (apply max (vals numbers))) arch))))))
+
+(deftest numbers-shared-by-architectures
+  (testing "from 424 on, which is Linux 5.1, all architectures have the same numbers"
+    (let [newer #(into (sorted-map) (filter (fn [[number]] (<= 424 number))) (@tables %))]
+      (is (<= 46 (count (newer "amd64"))))
+      (is (= (newer "amd64") (newer "aarch64") (newer "riscv64"))))))
+
+(deftest numbers-of-this-machine
+  (testing "the table of this machine has the numbers of its C header, and all of them"
     (let [table (@tables (System/getProperty "os.arch"))
-          constant #(str "__NR_" %)
-          ;; The C library's headers may be older than the table and lack its newest calls.
-          values (fixture/c-values ["asm/unistd.h"] (map constant (vals table)))]
+          numbers (when table (header-numbers ["asm/unistd.h"] (vals table)))]
       (cond
-        (nil? values) (fixture/skip! "there is no C compiler")
         (nil? table) (fixture/skip! "the table has no numbers for this machine")
-        :else
-        (do (is (< 300 (count values)))
-            (doseq [[number name] table
-                    :let [value (values (constant name))]
-                    :when value]
-              (is (= number value) name)))))))
+        (nil? numbers) (fixture/skip! "there is no C compiler")
+        :else (do (is (< 300 (count numbers)))
+                  (is (= (select-keys (set/map-invert table) (keys numbers)) numbers)))))))
+
+(deftest numbers-of-the-java-core
+  (testing "the numbers in Abi.java are in the tables of all architectures"
+    (let [text (slurp "java/bpfmap/sys/Abi.java")
+          found (concat
+                 (for [[_ name x86 generic]
+                       (re-seq #"SYS_([A-Z0-9_]+) = number\((\d+), (\d+)\);" text)]
+                   [name x86 generic])
+                 (for [[_ name number] (re-seq #"SYS_([A-Z0-9_]+) = (\d+);" text)]
+                   [name number number]))]
+      (is (= (count (re-seq #"\bSYS_[A-Z0-9_]+ =" text)) (count found)))
+      (is (< 20 (count found)))
+      (doseq [[name x86 generic] found
+              [arch number] {"amd64" x86 "aarch64" generic "riscv64" generic}]
+        (is (= (str/lower-case name) (syscalls/syscall-name (parse-long number) arch)) arch)))))

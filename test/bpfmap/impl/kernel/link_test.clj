@@ -54,7 +54,7 @@
 
 (defn- directory ^Fd [path]
   (with-open [arena (Arena/ofConfined)]
-    (owned (fixture/syscall (if (fixture/x86-64?) 257 56) -100
+    (owned (fixture/syscall "openat" -100
                             (.address (.allocateFrom arena (str path))) 0))))
 
 (defn- inode [path]

@@ -113,8 +113,6 @@
 
 ;; --- without system calls
 
-(def ^:private bpf-number (if (fixture/x86-64?) 321 280))
-
 (defn- calls-of
   "How many calls of bpf(2) this thread makes while f runs: a program at the tracepoint of system
   calls counts them."
@@ -125,11 +123,9 @@
                                        :insns [[:mov64 :r6 :r1]
                                                [:call :get-current-pid-tgid]
                                                ;; Gettid
-                                               [:jne32 :r0
-                                                (fixture/syscall (if (fixture/x86-64?) 186 178))
-                                                :out]
+                                               [:jne32 :r0 (fixture/syscall "gettid") :out]
                                                [:ldxdw :r7 [:r6 8]] ; the number of the call
-                                               [:jne :r7 bpf-number :out]
+                                               [:jne :r7 (fixture/syscall-number "bpf") :out]
                                                [:ld-map-value :r1 counts 0]
                                                [:mov64 :r2 1]
                                                [:atomic-add64 [:r1 0] :r2]
@@ -167,11 +163,11 @@
           address #(Long/parseUnsignedLong % 16)
           mapped (fn []
                    (count (filter (fn [[_ from to]]
-                                    (= (* pages 4096) (- (address to) (address from))))
+                                    (= (* pages fixture/page-size) (- (address to) (address from))))
                                   (re-seq #"(?m)^([0-9a-f]+)-([0-9a-f]+) .* anon_inode:bpf-map$"
                                           (Files/readString
                                            (Path/of "/proc/self/maps" (make-array String 0)))))))]
-      (let [m (create {:max-entries (* pages 256)} through)]
+      (let [m (create {:max-entries (* pages (quot fixture/page-size 16))} through)]
         (bpf/put! m 1 {:n 1 :name ""})
         (is (= 1 (mapped)))
         (bpf/close m)

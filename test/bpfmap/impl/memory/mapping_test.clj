@@ -201,7 +201,6 @@
           message))))
     (is (= :invalid-value (:bpfmap/error (error-of (bpf/memory 7)))))))
 
-(def ^:private prlimit64 (if (fixture/x86-64?) 302 261))
 (def ^:private rlimit-as 9)
 
 (defn- with-address-space
@@ -209,7 +208,7 @@
   [kilobytes f]
   (with-open [arena (Arena/ofConfined)]
     (let [limits (.allocate arena 16 8) ; struct rlimit64: soft, hard
-          call (fn [new old] (is (= 0 (fixture/syscall prlimit64 0 rlimit-as new old))))]
+          call (fn [new old] (is (= 0 (fixture/syscall "prlimit64" 0 rlimit-as new old))))]
       (call 0 (.address limits))
       (let [before (.get limits ValueLayout/JAVA_LONG 0)]
         (.set limits ValueLayout/JAVA_LONG 0
