@@ -11,13 +11,19 @@
             [bpfmap.impl.map-types :as map-types]
             [clojure.string :as str])
   (:import (bpfmap.sys Abi Attr Bytes ClosedFdException Fd FileSyscalls MemlockLimit Native
-                       NotSimulatedException PossibleCpus SimulatedMap)
+                       NotSimulatedException PossibleCpus Refusal SimulatedMap)
            (java.io File)
            (java.lang.foreign MemorySegment)
            (java.nio.charset StandardCharsets)
            (java.nio.file Path)))
 
 (set! *warn-on-reflection* true)
+
+;; --- machines without these system calls
+
+(Refusal/setExceptions
+ (fn [reason]
+   (error/error :not-supported "The kernel cannot be called" {:bpfmap/hint reason})))
 
 ;; --- failures
 

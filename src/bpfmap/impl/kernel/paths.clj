@@ -6,10 +6,9 @@
   text as [[printable]] returns it; neither depends on the locale. [[resolve]] reads a path that a
   user gave: the path itself, or as it was printed."
   (:refer-clojure :exclude [resolve])
-  (:require [bpfmap.error :as error]
-            [bpfmap.impl.escape :as escape]
+  (:require [bpfmap.impl.escape :as escape]
             [clojure.string :as str])
-  (:import (bpfmap.sys Fd FileSyscalls Native Refusal)
+  (:import (bpfmap.sys Fd FileSyscalls Native)
            (java.io ByteArrayOutputStream File)
            (java.net URI)
            (java.nio ByteBuffer)
@@ -19,13 +18,6 @@
            (java.util.function ObjIntConsumer)))
 
 (set! *warn-on-reflection* true)
-
-;; --- machines without these system calls
-
-;; Set here because the other namespaces that call the kernel use this one.
-(Refusal/setExceptions
- (fn [reason]
-   (error/error :not-supported "The kernel cannot be called" {:bpfmap/hint reason})))
 
 ;; --- bytes to text and back
 
