@@ -7,7 +7,9 @@
             [bpfmap.host :as host]
             [bpfmap.linux :as linux :refer [call constant]]
             [bpfmap.objects :as objects]
-            [bpfmap.prog :as prog])
+            [bpfmap.prog :as prog]
+            [clojure.string :as str]
+            [clojure.test :refer [is]])
   (:import (bpfmap.impl.prog.program Program)
            (java.io Closeable)
            (java.net DatagramPacket DatagramSocket InetAddress)))
@@ -89,6 +91,22 @@
   (prog/load {:type :tracing :expected-attach-type :trace-iter
               :attach-btf-id (btf-id :func (str "bpf_iter_" kind))
               :insns insns}))
+
+(defn with-iterator-of-elements
+  "Calls f, which loads an iterator that gets the elements of a map.
+
+  Some builds of the kernel on which bpfmap is developed refuse such programs without a reason: then
+  the error must say so."
+  [f]
+  (try
+    (f)
+    (catch clojure.lang.ExceptionInfo e
+      (when-not (= :program-rejected (:bpfmap/error (ex-data e)))
+        (throw e))
+      (is (str/includes? (ex-message e)
+                         (str "the kernel gave no reason, and this process has the capabilities: "
+                              "some vendors' kernels refuse iterators that get the elements of a "
+                              "map (bpf_map_elem, bpf_sk_storage_map, sockmap)"))))))
 
 (defn text
   "Eight characters as a number, for [[seq-writing]]."

@@ -243,12 +243,19 @@
             (str "the file mode of " path " or of a directory above it denies this"))}
    {:row :silent-refusal
     :errno #{:EPERM :EACCES} :op #{:load} :when :silent :error :program-rejected
-    :hint (fn [{:keys [program-type]}]
+    :hint (fn [{:keys [program-type iterator]}]
             (str "the kernel gave no reason, and this process has the capabilities: "
-                 (if (contains? #{:tracing :lsm :ext :kprobe} program-type)
+                 (cond
+                   iterator
+                   (str "some vendors' kernels refuse iterators that get the elements of a map "
+                        "(bpf_map_elem, bpf_sk_storage_map, sockmap)")
+
+                   (contains? #{:tracing :lsm :ext :kprobe} program-type)
                    (str "a kernel without trampolines, or one that is locked down, refuses "
                         "programs of type " program-type " that attach to its functions; use a "
                         "tracepoint (raw_tp, tp_btf) instead")
+
+                   :else
                    (str "check for a security module (SELinux, AppArmor, lockdown) or a seccomp "
                         "filter"))))}
    {:row :verifier-denied

@@ -5,6 +5,7 @@
             [bpfmap.impl.kernel.btf :as kernel.btf]
             [bpfmap.impl.kernel.call :as call]
             [bpfmap.impl.kernel.procfs :as procfs]
+            [bpfmap.impl.link.attach-types :as attach-types]
             [bpfmap.impl.prog.verifier-log :as verifier-log]
             [clojure.set :as set]
             [clojure.string :as str])
@@ -169,11 +170,13 @@
 (defn- refusal
   "Returns the exception for a program that the kernel refused.
 
-  An empty log is a fact too: the verifier did not come to the instructions."
-  ^Throwable [program ^ExceptionInfo e log ctx]
+  A log without a reason is a fact too: the verifier did not come to the instructions."
+  ^Throwable [{:keys [expected-attach-type] :as program} ^ExceptionInfo e log ctx]
   (let [{:bpfmap/keys [error errno-code]} (ex-data e)]
-    (if (and (= :program-rejected error) log (str/blank? log))
-      (call/failure (action program) (- (long errno-code)) (assoc ctx :silent true))
+    (if (and (= :program-rejected error) log (verifier-log/silent? log))
+      (call/failure (action program) (- (long errno-code))
+                    (assoc ctx :silent true
+                           :iterator (= (attach-types/numbers :trace-iter) expected-attach-type)))
       (verifier-log/explained e log (assoc (select-keys program [:line :poison])
                                            :type (:program-type ctx))))))
 

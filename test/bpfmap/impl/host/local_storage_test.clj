@@ -4,6 +4,7 @@
             [bpfmap.exec :as exec]
             [bpfmap.fixture :refer [error-of kernel-test]]
             [bpfmap.host :as host]
+            [bpfmap.links :as links]
             [bpfmap.linux :as linux]
             [bpfmap.objects :as objects]
             [bpfmap.since :as since]
@@ -54,11 +55,14 @@
                 b (objects/udp-socket)]
       (bpf/put! m {:fd (:fd a)} 1)
       (bpf/put! m {:fd (:fd b)} 2)
-      (let [entries (host/local-storage m)]
-        (is (= [1 2] (sort (map second entries))))
-        (is (= 2 (count (set (map first entries)))))
-        (is (every? pos? (map first entries)))
-        (is (= (set entries) (set (map (juxt :key :value) (exec/dump {:ref m})))) "again")))))
+      (links/with-iterator-of-elements
+        (fn []
+          (let [entries (host/local-storage m)]
+            (is (= [1 2] (sort (map second entries))))
+            (is (= 2 (count (set (map first entries)))))
+            (is (every? pos? (map first entries)))
+            (is (= (set entries) (set (map (juxt :key :value) (exec/dump {:ref m}))))
+                "again")))))))
 
 (kernel-test l7-other-maps
   (testing "other maps are rejected"
