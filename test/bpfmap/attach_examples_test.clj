@@ -132,9 +132,11 @@
   [pattern lacking name args provoke]
   (testing name
     (let [outcome (run-until pattern name args provoke)]
-      (when-not (string? outcome)
-        (is (:bpfmap/error outcome))
-        (is (str/includes? (str (:message outcome)) lacking) (str outcome))))))
+      (if (string? outcome)
+        (is (re-find pattern outcome))
+        (do
+          (is (:bpfmap/error outcome))
+          (is (str/includes? (str (:message outcome)) lacking) (str outcome)))))))
 
 (kernel-test calls-by-kprobes
   (works-or-unsupported #"execve called [1-9]\d* times" "CONFIG_KPROBE" "kprobe" [] execute)

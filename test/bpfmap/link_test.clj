@@ -6,6 +6,7 @@
             [bpfmap.impl.kernel.link :as kernel.link]
             [bpfmap.impl.kernel.perf :as kernel.perf]
             [bpfmap.impl.kernel.tracefs :as tracefs]
+            [bpfmap.impl.link.functions :as functions]
             [bpfmap.impl.link.targets :as targets]
             [bpfmap.impl.prog.program :as program]
             [bpfmap.link :as link]
@@ -1032,16 +1033,20 @@
             {:kprobe "vfs_raed"} :not-found "did you mean vfs_read?"
             {:kprobe "vfs_read" :offset 100000} :invalid-value ":offset"))))))
 
+(defn- without-fprobe?
+  "Returns true if the kernel cannot attach a program for :trace-kprobe-multi, for want of an option."
+  [program]
+  (try
+    (.close ^Closeable (link/attach program {:kprobe-multi ["vfs_read"]}))
+    false
+    (catch clojure.lang.ExceptionInfo e
+      (lacks? "this kernel is built without CONFIG_FPROBE" #(throw e)))))
+
 (kernel-test ^{:needs [[:target :kprobe-multi]]} k8-kprobes-of-many-functions
   (testing "many kernel functions run one program, or the kernel option is named"
     (let [program #(loaded :kprobe (counting % 0) :expected-attach-type :trace-kprobe-multi)
           works? (with-open [m (counter) ^Program p (program m)]
-                   (try
-                     (.close ^Closeable (link/attach p {:kprobe-multi ["vfs_read"]}))
-                     true
-                     (catch clojure.lang.ExceptionInfo e
-                       (not (lacks? "this kernel is built without CONFIG_FPROBE"
-                                    #(throw e))))))]
+                   (not (without-fprobe? p)))]
       (when works?
         (doseq [target [{:kprobe-multi ["vfs_read" "vfs_write"]}
                         {:kprobe-multi "vfs_rea?" :return true}]]
@@ -1056,6 +1061,34 @@
                  (and (= kind error) (str/includes? message words)))
             {:kprobe-multi ["vfs_read" "vfs_raed"]} :not-found "did you mean vfs_read?"
             {:kprobe-multi "no_such_*"} :not-found "No kernel function fits \"no_such_*\""))))))
+
+(kernel-test ^{:needs [[:kernel :kprobe-sessions]]} k1-k8-kprobe-sessions
+  (testing "one link runs a program when kernel functions begin, and when they return"
+    ;; A system call that other processes do not make.
+    (let [call! #(linux/call "sched_get_priority_max" 0)
+          function (functions/of-system-call "sched_get_priority_max")
+          loaded-for (fn [m result attach-type]
+                       (loaded :kprobe (counting m result) :expected-attach-type attach-type))]
+      (doseq [[result runs] {0 2, 1 1}]
+        (with-open [m (counter)
+                    calls (counter)
+                    ^Program p (loaded-for m result :trace-kprobe-session)
+                    ^Program entry (loaded-for calls 0 :trace-kprobe-multi)]
+          (if (without-fprobe? entry)
+            (lacks? "this kernel is built without CONFIG_FPROBE"
+                    #(link/attach p {:kprobe-multi [function] :session true}))
+            (with-open [l (link/attach p {:kprobe-multi [function] :session true})
+                        _ (link/attach entry {:kprobe-multi [function]})]
+              (is (= {:type :kprobe-multi :functions 1} (select-keys (link/info l)
+                                                                     [:type :functions])))
+              (dotimes [_ 20] (call!))
+              (is (<= 20 (calls 0)))
+              (is (= (* runs (calls 0)) (m 0)) (str "result " result))
+              (testing "a program for entries only is refused"
+                (let [{:keys [message] :bpfmap/keys [error]}
+                      (error-of (link/attach entry {:kprobe-multi [function] :session true}))]
+                  (is (= :invalid-value error))
+                  (is (str/includes? message ":trace-kprobe-session")))))))))))
 
 (kernel-test k8-trampolines
   (testing "typed kernel functions run programs, or the load says that the kernel lacks them"
@@ -1094,6 +1127,68 @@
                        :target {:lsm "file_open"}
                        :provoke read-a-file
                        :info {:type :tracing :attach-type :lsm-mac}}))))))
+
+(defn- unless-refused
+  "Returns the result of f, which loads a program for a kernel function or another program's.
+  Returns nil if this kernel refuses such programs, after it checked the error."
+  [f]
+  (try
+    (f)
+    (catch clojure.lang.ExceptionInfo e
+      (is (= :program-rejected (:bpfmap/error (ex-data e))))
+      (is (str/includes? (ex-message e) "a kernel without trampolines, or one that is locked down"))
+      (is (not (str/includes? (ex-message e) "CAP_")))
+      nil)))
+
+(kernel-test k8-replaced-functions
+  (testing "a program runs in place of another program's function while its link is open"
+    (let [o (object/read "test/objects/packets-el.o")
+          replacement (update-in o [:programs "count"]
+                                 #(-> % (dissoc :attach-type)
+                                      (assoc :type :ext :section "freplace/count" :target "count")))
+          packets (fn [x] @(get-in x [:variables "packets"]))
+          run-once (fn [x] (prog/test-run (get-in x [:programs "count"]) {:data (byte-array 64)}))]
+      (with-open [x (object/load o)]
+        (when-let [loaded (unless-refused
+                           #(object/load replacement
+                                         {:attach-to {"count" (get-in x [:programs "count"])}}))]
+          (with-open [^Closeable y loaded]
+            (let [p (get-in y [:programs "count"])]
+              (is (= {:freplace "count"} (link/target p)))
+              (run-once x)
+              (with-open [l (link/attach p)]
+                (run-once x)
+                (is (= [1 1] (map packets [x y])) "the other program runs in its place")
+                (is (= {:type :tracing :program-id (:id (prog/info p))
+                        :target-obj-id (:id (prog/info (get-in x [:programs "count"])))}
+                       (select-keys (link/info l) [:type :program-id :target-obj-id :attach-type])))
+                (is (= [(link/info l)] (filter #(= (:id (link/info l)) (:id %)) (host/links))))
+                (let [{:keys [message] :bpfmap/keys [error]}
+                      (error-of (link/attach p {:freplace "count"} {:cookie 1}))]
+                  (is (= :invalid-value error))
+                  (is (str/includes? message "must not have the option :cookie"))))
+              (is (eventually? #(let [before (packets x)]
+                                  (run-once x)
+                                  (< (long before) (long (packets x)))))
+                  "the function runs again"))))))))
+
+(kernel-test ^{:needs [[:kernel :lsm-cgroups]]} k8-security-hooks-of-a-cgroup
+  (testing "a hook of the BPF LSM runs programs for the processes of a cgroup"
+    (let [program (fn [m]
+                    (loaded :lsm (counting m 1) :expected-attach-type :lsm-cgroup
+                            :attach-btf-id (links/btf-id :func "bpf_lsm_socket_connect")))]
+      (with-open [m (counter)
+                  cgroup (objects/cgroup)]
+        (when-let [^Closeable p (unless-refused #(program m))]
+          (.close p)
+          (since/needing [[:lsm "bpf"]]
+            (doseq [target [{:cgroup (:path cgroup)}
+                            {:cgroup (:path cgroup) :attach-type :lsm-cgroup}]]
+              (check-kind {:program program
+                           :target target
+                           :provoke #(links/provoke-in-cgroup cgroup)
+                           :info {:type :cgroup :cgroup-id (:id cgroup)
+                                  :attach-type :lsm-cgroup}}))))))))
 
 (kernel-test ^{:needs [[:target :netkit]]} k8-netkit
   (testing "packets of a netkit device run programs, or the kernel option is named"

@@ -44,7 +44,9 @@
    :timers "5.15"
    :links-of-perf-events "5.15"
    :info-of-perf-events "6.6"
+   :kprobe-sessions "6.10"
    :uprobe-sessions "6.14"
+   :lsm-cgroups "6.0"
    :iterators-of-one-task "6.2"
    :iterators-of-cgroups "6.1"
    :loops "5.17" ; the helper bpf_loop

@@ -1,5 +1,6 @@
 (ns ^:no-doc bpfmap.cli.interactive
   "Runs a command until a signal ends it, and draws its state."
+  (:require [bpfmap.cli.terminal :as terminal])
   (:import (java.io Closeable)
            (java.lang ProcessHandle)
            (java.util List)
@@ -89,10 +90,11 @@
 (defn run
   "Calls `(f stop show)` and returns `{:result :signal :height}`.
 
-  `stop` is a promise that a signal delivers. `show` draws a state: the lines of `(frame state
-  {:width :height})`. It is nil unless `drawn?`. `:signal` is the name of the signal, `:height`
-  the height of the screen, or nil. On a screen, the key q delivers `stop` too, and `on-key` is
-  called with each other key: it returns true if the state has to be drawn again.
+  `stop` is a promise that a signal delivers, or \"PIPE\" if the reader of standard output closes its
+  pipe. `show` draws a state: the lines of `(frame state {:width :height})`. It is nil unless
+  `drawn?`. `:signal` is the name of the signal, `:height` the height of the screen, or nil. On a
+  screen, the key q delivers `stop` too, and `on-key` is called with each other key: it returns true
+  if the state has to be drawn again.
 
       (run (fn [stop show] (deref stop 1000 nil)) nil false) ;=> {:result nil, :signal nil, :height nil}"
   ([f frame drawn?] (run f frame drawn? nil))
@@ -108,7 +110,8 @@
       (fn []
         (let [[result height] (if drawn?
                                 (on-screen #(f stop %) frame (when on-key key-pressed))
-                                [(f stop nil)])
+                                [(terminal/until-closed #(deliver stop "PIPE")
+                                                        #(f stop nil))])
               ended (deref stop 0 nil)]
           {:result result :signal (when (string? ended) ended) :height height}))))))
 
@@ -117,4 +120,4 @@
 
       (exit-code \"INT\") ;=> 130"
   [signal]
-  (if signal (+ 128 (long (numbers signal))) 0))
+  (if signal (+ 128 (long ((assoc numbers "PIPE" 13) signal))) 0))

@@ -403,10 +403,7 @@
       {:count events
        :map (:map @about)
        :notes (loss-notes counts @about)
-       :exit (cond
-               (= :gone status) 1
-               (= "PIPE" signal) 141 ; the exit code of a process that SIGPIPE ends
-               :else (interactive/exit-code signal))})))
+       :exit (if (= :gone status) 1 (interactive/exit-code signal))})))
 
 (defn tail
   "Prints the events of a map until `:limit`, `:seconds`, its end, or Ctrl-C."

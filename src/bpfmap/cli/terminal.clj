@@ -34,8 +34,8 @@
 (defn until-closed
   "Calls f, and `closed` if the reader of standard output closes its pipe.
 
-  `closed` is called on another thread. Without this, a command that waits would notice a closed pipe only at its next output. Returns the
-  result of f."
+  `closed` is called on another thread. Without this, a command that waits would notice a closed
+  pipe only at its next output. Returns the result of f."
   [closed f]
   (if-let [waiter (events/closing (numbers :out) {:op :tail})]
     (let [ended (atom false)

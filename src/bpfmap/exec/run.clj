@@ -348,20 +348,25 @@
                             :let [open (opener-of-reader loaded name type)]]
                         #(:reader (peek (vswap! readers conj (open)))))
               (fn [_]
-                (with-all (openers-of-links o loaded targets)
+                (with-all (for [open (openers-of-links o loaded targets)]
+                            #(when-not (realized? stop) (open)))
                   (fn [links]
-                    (check-attached o (:programs loaded) links)
-                    (let [programs (programs-with-targets loaded links targets)]
-                      (report options stop
-                              {:readers @readers :types types
-                               :summary (summarizing o loaded programs types)}
-                              f init))))))))))))
+                    (if (realized? stop)
+                      init
+                      (do
+                        (check-attached o (:programs loaded) links)
+                        (let [programs (programs-with-targets loaded links targets)]
+                          (report options stop
+                                  {:readers @readers :types types
+                                   :summary (summarizing o loaded programs types)}
+                                  f init))))))))))))))
 
 (defn run
   "Returns the rows of a run of an object, to reduce.
 
   The object is loaded and attached during the reduction, which ends after `:seconds`, or when the
-  promise `stop` is delivered. If a step fails, the steps before it are undone.
+  promise `stop` is delivered. There is no row if that is before everything is attached. If a step
+  fails, the steps before it are undone.
 
       (into [] (run {:file \"flows.bpf.o\" :interval 1.0 :seconds 5}))
       ;=> [{:status :running, :object \"flows\", :elapsed 0.0, :programs [{:name \"count\", …}], …} …]"

@@ -252,8 +252,10 @@
 
                    (contains? #{:tracing :lsm :ext :kprobe} program-type)
                    (str "a kernel without trampolines, or one that is locked down, refuses "
-                        "programs of type " program-type " that attach to its functions; use a "
-                        "tracepoint (raw_tp, tp_btf) instead")
+                        "programs of type " program-type
+                        (when (not= :ext program-type) " that attach to its functions")
+                        (when (contains? #{:tracing :kprobe} program-type)
+                          "; use a tracepoint (raw_tp, tp_btf) instead"))
 
                    :else
                    (str "check for a security module (SELinux, AppArmor, lockdown) or a seccomp "

@@ -10,6 +10,7 @@
             [bpfmap.fixture :as fixture :refer [error-of kernel-test]]
             [bpfmap.host :as host]
             [bpfmap.impl.btf.writer :as writer]
+            [bpfmap.link :as link]
             [bpfmap.object :as object]
             [clojure.data.json :as json]
             [clojure.edn :as edn]
@@ -221,48 +222,170 @@
             rows (map read (str/split-lines out))]
         (is (= [:running :ended] [(:status (first rows)) (:status (last rows))]))))))
 
+;; --- two runs at once
+
+(defn- called
+  "Returns the number of calls that the last summary of a run has."
+  [rows]
+  (get-in (last rows) [:variables "calls"]))
+
+(kernel-test q4-two-runs-at-once
+  (testing "two runs of one object have maps and programs of their own"
+    (let [before (fixture/settled-descriptors)
+          other (volatile! nil)
+          options {:file calls :var {"only" this-pid "step" "0"}}
+          rows (into []
+                     (map (fn [{:keys [status] :as row}]
+                            (when (= :running status)
+                              (vreset! other (into [] (map (fn [row] (calls! 20) row))
+                                                   (exec/run (assoc options :seconds 0.1)))))
+                            (calls! 20)
+                            row))
+                     (exec/run (assoc options :seconds 0.3 :interval 0.1)))
+          ids (fn [k rows] (set (map :id (k (first rows)))))]
+      (doseq [k [:programs :maps]]
+        (is (seq (ids k rows)))
+        (is (not-any? (ids k rows) (ids k @other)) "each has its own"))
+      (is (< 19 (called @other) (called rows)) "the first goes on when the second has ended")
+      (is (gone? (concat (ids :programs rows) (ids :programs @other))))
+      (is (= before (fixture/settled-descriptors)))))
+  (testing "runs that begin at the same time share a map that the object pins, which stays"
+    (let [pinning (assoc-in (object/read calls) [:maps "pids" :pinning] :by-name)
+          pin (io/file (fixture/new-pin))
+          directory (str pin "_runs")
+          begun (java.util.concurrent.CyclicBarrier. 2)]
+      (with-redefs [object/read (constantly pinning)]
+        (.mkdir (io/file directory))
+        (try
+          (dotimes [round 10]
+            (let [run (fn []
+                        (.await begun)
+                        (into [] (map (fn [row] (calls! 20) row))
+                              (exec/run {:file calls :seconds 0.05 :pin directory
+                                         :var {"only" this-pid "step" "0"}})))
+                  results (mapv deref [(future (run)) (future (run))])
+                  id-of #(some (fn [{:keys [id name]}] (when (= "pids" name) id))
+                               (:maps (first %)))]
+              (is (apply = (map id-of results)) "one map")
+              (is (every? #(< 19 (called %)) results) "each counts in its own variable")
+              (with-open [m ^Closeable (bpf/open (str directory "/pids"))]
+                (is (= (id-of (first results)) (:id (bpf/info m))))
+                (is (<= (apply max (map called results)) (get m this-pid 0))))
+              (is (.delete (io/file directory "pids")) (str "the pin of round " round))))
+          (finally
+            (.delete (io/file directory "pids"))
+            (.delete (io/file directory))))))))
+
 ;; --- a process
 
 (def ^:private script (str (.getAbsolutePath (io/file "bin/bpfmap"))))
 
+(defn- nothing-left?
+  "Returns true if the kernel has none of the programs, maps and links of a summary any more."
+  [{:keys [programs maps]}]
+  (let [program-ids (set (map :id programs))
+        map-ids (set (map :id maps))]
+    (and (seq program-ids)
+         (seq map-ids)
+         (gone? program-ids)
+         (fixture/eventually #(not-any? map-ids (map :id (host/maps {:brief true}))))
+         (fixture/eventually #(not-any? program-ids (map :program-id (host/links)))))))
+
+(defn- with-run
+  "Starts a run of the object in a process, calls `(f process out)` and returns its result.
+
+  `out` is the file with its output, or nil if the output is a pipe. Whoever runs the tests may
+  ignore signals, and so would the process: it has the default actions."
+  [options pipe? f]
+  (let [out (when-not pipe? (File/createTempFile "bpfmap" ".out"))
+        ^List command (into ["env" "--default-signal" script "run" calls "--edn"] options)
+        process (.start (doto (ProcessBuilder. command)
+                          (.redirectError (File. "/dev/null"))
+                          (cond-> out (.redirectOutput out))))]
+    (try
+      (f process out)
+      (finally
+        (.destroyForcibly process)
+        (.waitFor process)
+        (some-> out .delete)))))
+
+(defn- signal! [^Process process signal]
+  (fixture/run ["sh" "-c" (str "kill -" signal " " (.pid process))]))
+
+(defn- rows-of
+  "Returns the rows in a file, without one that was cut off."
+  [out]
+  (map edn/read-string (re-seq #".*\n" (slurp out))))
+
 (defn- signalled-run
   "Runs the object in a process, and sends it a signal after its first row.
 
-  Returns its exit code, its rows, and the seconds it took to end."
+  Returns its exit code and its rows."
   [signal]
-  (let [out (File/createTempFile "bpfmap" ".out")
-        ^List command [script "run" calls "--edn" "--interval" "0.2"]
-        process (.start (doto (ProcessBuilder. command)
-                          (.redirectOutput out)
-                          (.redirectError (File. "/dev/null"))))]
-    (try
-      (loop [attempts 600]
-        (when (and (pos? attempts) (.isAlive process) (not (str/includes? (slurp out) "\n")))
-          (Thread/sleep 50)
-          (recur (dec attempts))))
-      (fixture/run ["sh" "-c" (str "kill -" signal " " (.pid process))])
-      (let [begun (System/nanoTime)]
-        (is (.waitFor process 120 TimeUnit/SECONDS))
-        {:exit (.exitValue process)
-         :rows (map edn/read-string (remove #(str/ends-with? % "…") (str/split-lines (slurp out))))
-         :seconds (/ (- (System/nanoTime) begun) 1e9)})
-      (finally
-        (.destroyForcibly process)
-        (.delete out)))))
+  (with-run ["--interval" "0.2"] false
+    (fn [^Process process out]
+      (is (fixture/eventually #(or (seq (rows-of out)) (not (.isAlive process)))))
+      (signal! process signal)
+      (is (.waitFor process 120 TimeUnit/SECONDS))
+      {:exit (.exitValue process) :rows (rows-of out)})))
 
 (kernel-test q4-signal-ends-run
-  (testing "SIGTERM ends a run with its last row; after SIGKILL the kernel takes everything away"
+  (testing "a signal ends a run with its last row; after SIGKILL the kernel takes everything away"
     (is (= 0 (:exit (fixture/run [script "--version"]))) "the first call compiles")
-    (let [{:keys [exit rows seconds]} (signalled-run "TERM")]
-      (is (= 143 exit))
-      (is (< seconds 30))
-      (is (= [:running :ended] (map :status [(first rows) (last rows)])))
-      (is (gone? (map :id (:programs (first rows))))))
-    (let [{:keys [exit rows]} (signalled-run "KILL")
-          ids (map :id (:programs (first rows)))]
+    (doseq [[signal code] {"HUP" 129, "INT" 130, "TERM" 143}]
+      (testing signal
+        (let [{:keys [exit rows]} (signalled-run signal)]
+          (is (= code exit))
+          (is (= [:running :ended] (map :status [(first rows) (last rows)])))
+          (is (nothing-left? (first rows))))))
+    (let [{:keys [exit rows]} (signalled-run "KILL")]
       (is (= 137 exit))
-      (is (seq ids))
-      (is (gone? ids)))))
+      (is (nothing-left? (first rows))))))
+
+(kernel-test q4-closed-pipe-ends-run
+  (testing "a run ends if the reader of its output goes away, also if it has nothing to print"
+    (with-run ["--interval" "3600" "--var" "step=0"] true
+      (fn [^Process process _]
+        (let [reader (io/reader (.getInputStream process))
+              row (edn/read-string (.readLine ^java.io.BufferedReader reader))]
+          (is (= :running (:status row)))
+          (is (.isAlive process))
+          (.close ^Closeable reader)
+          (is (.waitFor process 120 TimeUnit/SECONDS))
+          (is (= 141 (.exitValue process)))
+          (is (nothing-left? row)))))))
+
+(kernel-test q4-signal-during-load
+  (testing "a run that is stopped before everything is attached attaches nothing more, and has no row"
+    (let [before (fixture/settled-descriptors)
+          options {:file "test/objects/latency-el.o"}
+          attach link/attach]
+      (is (= [] (into [] (run/run options (doto (promise) (deliver "INT"))))))
+      (let [stop (promise)
+            attached (atom [])]
+        (with-redefs [link/attach (fn [& args]
+                                    (deliver stop "INT")
+                                    (let [l (apply attach args)]
+                                      (swap! attached conj (:program-id (link/info l)))
+                                      l))]
+          (is (= [] (into [] (run/run options stop)))))
+        (is (= 1 (count (distinct @attached))) "the object has two programs")
+        (is (gone? @attached)))
+      (is (= before (fixture/settled-descriptors)))))
+  (testing "as a process, as soon as it has a map"
+    (with-run [] false
+      (fn [^Process process out]
+        (let [ids (fn []
+                    (into #{} (keep (fn [{:keys [id held]}]
+                                      (when (some #(= (.pid process) (:pid %)) held) id)))
+                          (exec/list {:columns "id,held"})))
+              maps (volatile! #{})]
+          (is (fixture/eventually #(or (seq (vreset! maps (ids))) (not (.isAlive process)))))
+          (signal! process "INT")
+          (is (.waitFor process 120 TimeUnit/SECONDS))
+          (is (= 130 (.exitValue process)))
+          (is (contains? #{[] [:running :ended]} (keep :status (rows-of out))))
+          (is (fixture/eventually #(not-any? @maps (map :id (host/maps {:brief true}))))))))))
 
 ;; --- instructions with source lines
 
