@@ -137,10 +137,15 @@
     (catch ExceptionInfo _ nil)))
 
 (defn- function-name
-  "Returns the name of the function of a tracing link, from the kernel's BTF."
-  [btf {:keys [target-btf-id]}]
-  (when target-btf-id
-    (or-nothing #(some-> @btf (blob/name-of target-btf-id)))))
+  "Returns the name of the function of a tracing link, from the kernel's BTF.
+
+  The function of another program has no name there: returns the program. Without an attach type
+  the link replaces the function. Otherwise it may be one of a module, whose BTF has a large id."
+  [btf {:keys [attach-type target-obj-id target-btf-id]}]
+  (cond
+    (nil? target-btf-id) nil
+    (nil? attach-type) (str "function of program " target-obj-id)
+    (= 1 (or target-obj-id 1)) (or-nothing #(some-> @btf (blob/name-of target-btf-id)))))
 
 (defn- device-name [ifindex]
   (when ifindex

@@ -247,8 +247,7 @@
             (str "the kernel gave no reason, and this process has the capabilities: "
                  (cond
                    iterator
-                   (str "some vendors' kernels refuse iterators that get the elements of a map "
-                        "(bpf_map_elem, bpf_sk_storage_map, sockmap)")
+                   "a kernel that is locked down refuses iterators over the values of maps"
 
                    (contains? #{:tracing :lsm :ext :kprobe} program-type)
                    (str "a kernel without trampolines, or one that is locked down, refuses "

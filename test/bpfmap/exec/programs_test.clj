@@ -350,6 +350,7 @@
     (are [info text] (= text (program-info/attached-to info (delay nil)))
       {:type :raw-tracepoint :tracepoint "sys_enter"} "sys_enter"
       {:type :tracing :attach-type :trace-fentry :target-btf-id 7} "trace-fentry"
+      {:type :tracing :target-obj-id 118 :target-btf-id 7} "function of program 118"
       {:type :cgroup :attach-type :cgroup-inet-ingress :cgroup-id 12}
       "cgroup-inet-ingress cgroup 12"
       {:type :iter :target "bpf_map_elem" :map-id 12} "bpf_map_elem map 12"

@@ -33,7 +33,7 @@
 (def ^:private details
   "Fields in the union of struct bpf_link_info, as `[kind offset]`, by link type."
   {:raw-tracepoint {:cookie [:u64 Info/LINK_RAW_TRACEPOINT_COOKIE]}
-   :tracing {:attach-type [:attach-type Info/LINK_TRACING_ATTACH_TYPE]
+   :tracing {:attach-type [:tracing-type Info/LINK_TRACING_ATTACH_TYPE]
              :target-obj-id [:u32 Info/LINK_TRACING_TARGET_OBJ_ID]
              :target-btf-id [:u32 Info/LINK_TRACING_TARGET_BTF_ID]
              :cookie [:u64 Info/LINK_TRACING_COOKIE]}
@@ -112,6 +112,8 @@
   (let [n (if (#{:u64 :any-u64} kind) (Bytes/get64 memory offset false) (call/u32 memory offset))]
     (case kind
       :attach-type (attach-types/name-of n)
+      ;; A program that replaces a function has none.
+      :tracing-type (when-not (zero? (long n)) (attach-types/name-of n))
       :family (named families n)
       :hook (named hooks n)
       :s32 (unchecked-int n)

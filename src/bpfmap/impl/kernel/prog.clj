@@ -167,16 +167,22 @@
       (catch ExceptionInfo e
         {:refused e :log @log}))))
 
+(defn- silent?
+  "Returns true if a log has no reason: no text but statistics of no instruction."
+  [log]
+  (every? #(re-matches #"|func#\d+ @\d+|processed 0 insns .*" %) (str/split-lines (str/trim log))))
+
 (defn- refusal
   "Returns the exception for a program that the kernel refused.
 
   A log without a reason is a fact too: the verifier did not come to the instructions."
-  ^Throwable [{:keys [expected-attach-type] :as program} ^ExceptionInfo e log ctx]
+  ^Throwable [program ^ExceptionInfo e log ctx]
   (let [{:bpfmap/keys [error errno-code]} (ex-data e)]
-    (if (and (= :program-rejected error) log (verifier-log/silent? log))
+    (if (and (= :program-rejected error) log (silent? log))
       (call/failure (action program) (- (long errno-code))
                     (assoc ctx :silent true
-                           :iterator (= (attach-types/numbers :trace-iter) expected-attach-type)))
+                           :iterator (= (attach-types/numbers :trace-iter)
+                                        (:expected-attach-type program))))
       (verifier-log/explained e log (assoc (select-keys program [:line :poison])
                                            :type (:program-type ctx))))))
 

@@ -41,11 +41,6 @@
 (def ^:private of-statistics
   #"^(processed \d+ insns|verification time|stack depth|max_states_per_insn|insns processed).*")
 
-(defn silent?
-  "Returns true if a log has nothing but statistics."
-  [log]
-  (every? #(or (str/blank? %) (re-find of-statistics %)) (str/split-lines (str log))))
-
 ;; --- the reason
 
 (def ^:private hints
