@@ -182,7 +182,7 @@
           (let [names (fn [lines]
                         (keep #(second (re-find (re-pattern (str own "_(\\w+)")) %)) lines))
                 sorted (fn [text order]
-                         (wait-for #(and (str/includes? (first %) (str "; sorted by " text))
+                         (wait-for #(and (str/includes? (str (first %)) (str "; sorted by " text))
                                          (= order (names %)))))
                 press #(tmux "send-keys" "-t" "it" %)]
             (sorted "ENTRIES, descending" ["high" "mid" "low"])
