@@ -12,7 +12,6 @@
             [bpfmap.host :as host]
             [bpfmap.link :as link]
             [bpfmap.links :as links :refer [eventually? loaded]]
-            [bpfmap.object :as object]
             [bpfmap.objects :as objects]
             [bpfmap.probed :as probed]
             [bpfmap.prog :as prog]
@@ -32,21 +31,6 @@
   [type attach-type function]
   (loaded type [[:mov64 :r0 0] [:exit]] :expected-attach-type attach-type
           :attach-btf-id (links/btf-id :func function)))
-
-(defn- replacement
-  "Loads an object, and a program in place of one of its functions; returns what to close."
-  []
-  (let [o (object/read "test/objects/packets-el.o")
-        x (object/load o)
-        target (get-in x [:programs "count"])]
-    (try
-      [(object/load (update-in o [:programs "count"]
-                               #(-> % (dissoc :attach-type) (assoc :type :ext :target "count")))
-                    {:attach-to {"count" target}})
-       x]
-      (catch Throwable e
-        (.close ^Closeable x)
-        (throw e)))))
 
 (defn- congestion-control
   "Returns a map with a congestion control that a link can register, and what it consists of."
@@ -87,7 +71,6 @@
      :fmod-ret [#(of-function :tracing :modify-return "security_file_open")
                 {:fmod-ret "security_file_open"}]
      :lsm [#(of-function :lsm :lsm-mac "bpf_lsm_file_open") {:lsm "file_open"}]
-     :freplace [replacement (fn [[x]] [(get-in x [:programs "count"]) {:freplace "count"}])]
      :iter [#(links/iterator "task" nothing) {:iter "task"}]
      :xdp [#(loaded :xdp [[:mov64 :r0 2] [:exit]]) {:xdp "v1"}]
      :tcx [#(loaded :sched-cls [[:mov64 :r0 -1] [:exit]]) {:tcx :ingress :interface "v1"}]
