@@ -74,7 +74,7 @@
     :fn 'bpfmap.exec.reading/show :view 'bpfmap.exec.views/map-fields}
    {:name "holds" :group "Inspect the host" :args [:process]
     :options [:where :sort :limit :columns :stream] :rows true
-    :doc "List the maps, programs and links that a process has open"
+    :doc "List the maps, programs and links that a process holds"
     :text ["PROCESS is a pid, or the command of one or several processes. NAME is what a"
            "link is attached to. Requires CAP_SYS_ADMIN."]
     :examples [{:process 4711} {:process "agent" :where ["kind=map"] :sort "-memory"}]
@@ -183,9 +183,10 @@
     :text ["CHANGES/S is the number of entries that were added, removed or have another"
            "value, each counted once for an interval. It is measured for maps up to 64"
            "KiB. ENTRIES/S is the growth of the number of entries. Sorts by change, fastest"
-           "first, and then by FULL, unless --sort is given. On a terminal, the keys < and >"
-           "choose the column to sort by, r reverses the order, and q ends it. If the output"
-           "is not a terminal, prints all maps at every interval. Requires CAP_SYS_ADMIN."]
+           "first, and then by FULL, unless --sort is given. On a terminal, the keys < and"
+           "> choose the column to sort by, r reverses the order, and q ends it. If the"
+           "output is not a terminal, prints all maps at every interval. Requires"
+           "CAP_SYS_ADMIN."]
     :examples [{} {:held-by "agent" :interval 5} {:once true :sort "-full" :limit 10}
                {:once true :interval 10 :sort "-entries/s"}]
     :fn 'bpfmap.exec.top/top :run true}
@@ -405,9 +406,9 @@
     :text ["The kernel measures programs as long as this command runs. RUNS/S is the number"
            "of runs per second, AVERAGE the mean duration of a run, and CPU the share of"
            "one processor. RUNS and TIME are totals since measuring began. Sorts by CPU,"
-           "highest first, unless --sort is given. On a terminal, the keys < and > choose the"
-           "column to sort by, r reverses the order, and q ends it. If the output is not a"
-           "terminal, prints the programs that ran, at every interval. Requires"
+           "highest first, unless --sort is given. On a terminal, the keys < and > choose"
+           "the column to sort by, r reverses the order, and q ends it. If the output is"
+           "not a terminal, prints the programs that ran, at every interval. Requires"
            "CAP_SYS_ADMIN and Linux 5.8."]
     :examples [{} {:once true :limit 5} {:interval 5 :sort "-runs-per-second" :limit 10}
                {:where ["type=xdp"] :seconds 10}]
