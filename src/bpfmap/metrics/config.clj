@@ -376,6 +376,7 @@
               {:host text
                :port (satisfying #(and (int? %) (<= 0 (long %) 65535))
                                  "must be an integer from 0 to 65535")
+               :page (satisfying #(or (boolean? %) (= :all %)) "must be true, false or :all")
                :tls (part {:keystore file :password-file file} [:keystore :password-file])
                :basic-auth (part {:user text :password-file file} [:user :password-file])}
               x)))

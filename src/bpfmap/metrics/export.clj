@@ -56,7 +56,7 @@
         registry (PrometheusRegistry.)]
     (.register registry (reify MultiCollector (collect [_] (collect state))))
     (try
-      (merge {:file file :options options :state state} (server/start registry (:http config)))
+      (merge {:file file :options options :state state} (server/start registry (:http config) #(:config @state)))
       (catch Throwable e
         (collecting/close collection)
         (throw e)))))

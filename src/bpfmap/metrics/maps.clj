@@ -44,18 +44,23 @@
 
 ;; --- types
 
-(def ^:private listed-by-iterator #{:task-storage :cgrp-storage :sk-storage})
+(defn iterated?
+  "Returns true for a map type whose entries only an iterator lists.
 
-(defn- context-of
+      (iterated? :task-storage) ;=> true"
+  [type]
+  (contains? #{:task-storage :cgrp-storage :sk-storage} type))
+
+(defn context-of
   "Returns what compiling the metrics of an open map needs.
 
   It has the spec, the decoder of keys, and the resolvers of hints."
   [m]
   (let [{:keys [type] :as spec} (bpf/spec m)
-        iterated? (listed-by-iterator type)
-        _ (when-not iterated? (input/check-dumpable m {}))
+        iterated (iterated? type)
+        _ (when-not iterated (input/check-dumpable m {}))
         possible (input/cpus-of m)
-        {:keys [key-out]} (when-not iterated? (raw-entries/types spec (count possible)))
+        {:keys [key-out]} (when-not iterated (raw-entries/types spec (count possible)))
         btf (delay (try
                      (some-> (:btf-id (bpf/info m)) host/btf-by-id)
                      (catch ExceptionInfo _ nil)))]
@@ -63,7 +68,7 @@
      :possible possible
      :check-cpu #(input/check % possible)
      :picker #(input/picker % possible)
-     :iterated iterated?
+     :iterated iterated
      :key-out (or key-out identity)
      :host (display.host/resolvers)
      :types (:types spec)

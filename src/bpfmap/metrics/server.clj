@@ -1,10 +1,12 @@
 (ns ^:no-doc bpfmap.metrics.server
-  "Serves a registry over HTTP, with the server of the Prometheus library."
+  "Serves a registry and the page over HTTP: the JDK's server, with the handler of the Prometheus
+  library for /metrics."
   (:require [bpfmap.error :as error]
+            [bpfmap.metrics.page :as page]
             [clojure.string :as str])
   (:import (com.sun.net.httpserver Authenticator BasicAuthenticator HttpExchange HttpHandler
-                                   HttpsConfigurator)
-           (io.prometheus.metrics.exporter.httpserver HTTPServer)
+                                   HttpServer HttpsConfigurator HttpsServer)
+           (io.prometheus.metrics.exporter.httpserver MetricsHandler)
            (io.prometheus.metrics.model.registry PrometheusRegistry)
            (java.io ByteArrayInputStream IOException)
            (java.net InetAddress InetSocketAddress UnknownHostException)
@@ -12,6 +14,8 @@
            (java.nio.file Files LinkOption Path)
            (java.nio.file.attribute PosixFilePermission)
            (java.security GeneralSecurityException KeyStore MessageDigest)
+           (java.util.concurrent ExecutorService Executors ThreadFactory)
+           (java.util.concurrent.atomic AtomicLong)
            (javax.net.ssl KeyManagerFactory SSLContext)))
 
 (set! *warn-on-reflection* true)
@@ -85,11 +89,13 @@
 
 ;; --- the server
 
-(def handlers
-  "The pages besides /metrics, by path: functions of an HttpExchange.
+(def ^:private limits
+  "Limits of the JDK's server, which reads these properties once. Those that are set already stay.
 
-  A page is for GET and HEAD only. There is none yet."
-  {})
+  The times are in seconds: for receiving a request, and for an answer, which ends a stream too."
+  {"sun.net.httpserver.maxReqTime" "20"
+   "sun.net.httpserver.maxRspTime" "600"
+   "jdk.httpserver.maxConnections" "200"})
 
 (defn- answer [^HttpExchange exchange status ^String text]
   (let [content (.getBytes text StandardCharsets/UTF_8)
@@ -100,18 +106,37 @@
       (with-open [out (.getResponseBody exchange)]
         (.write out content)))))
 
-(defn- pages
-  "Returns the handler of all paths but /metrics."
-  ^HttpHandler []
+(defn- handler
+  "Returns the handler of all requests.
+
+  The server itself compares only the beginning of a path, so there is one handler for all."
+  ^HttpHandler [^HttpHandler metrics page]
   (reify HttpHandler
     (handle [_ exchange]
       (with-open [exchange exchange]
-        (let [page (get handlers (.getPath (.getRequestURI exchange)))]
+        (let [path (.getPath (.getRequestURI exchange))]
           (cond
-            (nil? page) (answer exchange 404 "Not found: the metrics are at /metrics\n")
-            (not (#{"GET" "HEAD"} (.getRequestMethod exchange)))
-            (answer exchange 405 "Only GET is allowed\n")
-            :else (page exchange)))))))
+            (not= "/metrics" path)
+            (when-not (and page (page/handle page exchange))
+              (answer exchange 404 "Not found: the metrics are at /metrics\n"))
+
+            (#{"GET" "HEAD"} (.getRequestMethod exchange))
+            (.handle metrics exchange)
+
+            :else
+            (do (.set (.getResponseHeaders exchange) "Allow" "GET, HEAD")
+                (answer exchange 405 "Only GET is allowed\n"))))))))
+
+(defn- threads
+  "Returns the threads of the server, at most one for each connection.
+
+  So a client that waits, or reads slowly, does not delay another one."
+  ^ExecutorService []
+  (let [n (AtomicLong.)]
+    (Executors/newCachedThreadPool
+     (reify ThreadFactory
+       (newThread [_ f]
+         (doto (Thread. f (str "bpfmap-http-" (.incrementAndGet n))) (.setDaemon true)))))))
 
 (defn- address ^InetAddress [host]
   (try
@@ -122,40 +147,60 @@
                            :bpfmap/hint "give an address of this host, such as \"127.0.0.1\""}
                           e)))))
 
-(defn start
-  "Starts a server of a registry and returns it as `{:server :url}`; [[stop]] it.
+(defn- listen
+  "Returns a server that is bound to an address; not started yet."
+  ^HttpServer [^InetAddress inet-address host port https]
+  (doseq [[k v] limits :when (nil? (System/getProperty k))]
+    (System/setProperty k v))
+  (try
+    (let [socket-address (InetSocketAddress. inet-address (int port))]
+      (if https
+        (doto (HttpsServer/create socket-address 0) (.setHttpsConfigurator https))
+        (HttpServer/create socket-address 0)))
+    (catch java.net.BindException e
+      (throw (error/error :busy (str "Cannot listen at " host ":" port)
+                          {:bpfmap/op :metrics :bpfmap/path [:http :port]
+                           :bpfmap/hint (str (ex-message e)
+                                             "; give another :port or :host in :http")}
+                          e)))
+    (catch IOException e
+      (throw (error/error :io (str "Cannot listen at " host ":" port)
+                          {:bpfmap/op :metrics :bpfmap/hint (ex-message e)} e)))))
 
-  `http` is the part of a checked config. Throws `:busy` if the port is taken, and `:io`,
-  `:permission` or `:invalid-value` for files and hosts that cannot be used."
-  [registry http]
-  (let [{:keys [host port basic-auth] tls-files :tls} (merge defaults http)
+(defn- url [https ^InetAddress inet-address port]
+  (let [shown (.getHostString (InetSocketAddress. inet-address 0))]
+    (str (if https "https" "http") "://"
+         (if (str/includes? shown ":") (str "[" shown "]") shown)
+         ":" port "/metrics")))
+
+(defn start
+  "Starts a server of a registry and returns it with its `:url`; [[stop]] it.
+
+  `http` is the part of a checked config, and `(config)` returns the current config, for the page.
+  Throws `:busy` if the port is taken, and `:io`, `:permission` or `:invalid-value` for files and
+  hosts that cannot be used."
+  [registry http config]
+  (let [{:keys [host port basic-auth] tls-files :tls, shown :page} (merge defaults http)
         inet-address (address host)
-        builder (-> (HTTPServer/builder)
-                    (.inetAddress inet-address)
-                    (.port (int port))
-                    (.registry ^PrometheusRegistry registry)
-                    (.registerHealthHandler false)
-                    (.defaultHandler (pages)))]
-    (when tls-files (.httpsConfigurator builder (tls tls-files)))
-    (when basic-auth (.authenticator builder (password-check basic-auth)))
-    (try
-      (let [^HTTPServer server (.buildAndStart builder)]
-        {:server server
-         :url (str (if tls-files "https" "http") "://"
-                   (let [shown (.getHostString (InetSocketAddress. inet-address 0))]
-                     (if (str/includes? shown ":") (str "[" shown "]") shown))
-                   ":" (.getPort server) "/metrics")})
-      (catch java.net.BindException e
-        (throw (error/error :busy (str "Cannot listen at " host ":" port)
-                            {:bpfmap/op :metrics :bpfmap/path [:http :port]
-                             :bpfmap/hint (str (ex-message e)
-                                               "; give another :port or :host in :http")}
-                            e)))
-      (catch IOException e
-        (throw (error/error :io (str "Cannot listen at " host ":" port)
-                            {:bpfmap/op :metrics :bpfmap/hint (ex-message e)} e))))))
+        https (some-> tls-files tls)
+        authenticator (some-> basic-auth password-check)
+        server (listen inet-address host port https)
+        page (when-not (false? shown)
+               (page/start {:config config
+                            :all (or (= :all shown) (and basic-auth (nil? shown)))
+                            :loopback (.isLoopbackAddress inet-address)}))
+        threads (threads)]
+    (.setExecutor server threads)
+    (let [context (.createContext server "/"
+                                  (handler (MetricsHandler. ^PrometheusRegistry registry) page))]
+      (when authenticator (.setAuthenticator context authenticator)))
+    (.start server)
+    {:server server :threads threads :page page
+     :url (url https inet-address (.getPort (.getAddress server)))}))
 
 (defn stop
-  "Stops a server; requests in progress end."
-  [{:keys [^HTTPServer server]}]
-  (.close server))
+  "Stops a server, and ends what its clients are waiting for."
+  [{:keys [^HttpServer server ^ExecutorService threads page]}]
+  (some-> page page/stop)
+  (.stop server 0)
+  (.shutdownNow threads))
