@@ -4,7 +4,8 @@
             [clojure.data.json :as json]
             [clojure.java.io :as io]
             [clojure.string :as str])
-  (:import (java.io Closeable File)
+  (:import (clojure.lang ExceptionInfo)
+           (java.io Closeable File)
            (java.net URI)
            (java.net.http HttpClient HttpRequest HttpResponse$BodyHandlers WebSocket
                           WebSocket$Listener)
@@ -18,8 +19,8 @@
   (* 120 (long fixture/slowness)))
 
 (def executable
-  "The path of Chromium, or nil where it is not installed."
-  (delay (some fixture/executable ["chromium" "chromium-browser"])))
+  "The path of Chromium or Chrome, or nil where neither is installed."
+  (delay (some fixture/executable ["chromium" "google-chrome" "chromium-browser"])))
 
 (defn until
   "Calls f until it returns something true, and returns that; throws when patience is over."
@@ -49,14 +50,13 @@
   (.start
    (doto (ProcessBuilder.
           ^java.util.List
-          (vector "setpriv" "--reuid" "65534" "--regid" "65534" "--clear-groups"
-           "--no-new-privs" "--inh-caps=-all" "--bounding-set=-all"
-           "env" "-i" (str "HOME=" profile) "PATH=/usr/bin:/bin" "LANG=C.UTF-8"
-           @executable "--headless=new" "--no-sandbox" ; its sandbox needs privileges
-           "--disable-gpu" "--disable-dev-shm-usage" "--disable-extensions"
-           "--disable-background-networking" "--disable-component-update" "--disable-sync"
-           "--no-first-run" "--no-default-browser-check" "--mute-audio" "--hide-scrollbars"
-           "--remote-debugging-port=0" (str "--user-data-dir=" profile) "about:blank"))
+          (vector "setpriv" "--reuid" "65534" "--regid" "65534" "--clear-groups" "--no-new-privs"
+                  "env" "-i" (str "HOME=" profile) "PATH=/usr/bin:/bin" "LANG=C.UTF-8"
+                  @executable "--headless=new" "--no-sandbox" ; its sandbox needs privileges
+                  "--disable-gpu" "--disable-dev-shm-usage" "--disable-extensions"
+                  "--disable-background-networking" "--disable-component-update" "--disable-sync"
+                  "--no-first-run" "--no-default-browser-check" "--mute-audio" "--hide-scrollbars"
+                  "--remote-debugging-port=0" (str "--user-data-dir=" profile) "about:blank"))
      (.redirectErrorStream true)
      (.redirectOutput (io/file profile "log"))
      (.redirectInput (File. "/dev/null")))))
@@ -168,7 +168,10 @@
 (defn wait-for
   "Waits until an expression of JavaScript has a true value, and returns it."
   [browser expression]
-  (until expression #(evaluate browser expression)))
+  (until expression #(try
+                       (evaluate browser expression)
+                       ;; Such as in the moment between two pages.
+                       (catch ExceptionInfo _ nil))))
 
 (defn look
   "Opens a URL at a width and height, and waits until it is loaded.
@@ -179,9 +182,9 @@
         {:width width :height height :deviceScaleFactor 1 :mobile (< (long width) 600)})
   (call browser "Emulation.setEmulatedMedia"
         {:features [{:name "prefers-color-scheme" :value scheme}]})
-  (reset! (:errors browser) [])
   (call browser "Page.navigate" {:url "about:blank"})
   (wait-for browser "location.href === 'about:blank' && document.readyState === 'complete'")
+  (reset! (:errors browser) [])
   (call browser "Page.navigate" {:url url})
   (wait-for browser "location.href !== 'about:blank' && document.readyState === 'complete'"))
 

@@ -4,7 +4,8 @@
             [bpfmap.error :as error]
             [bpfmap.exec.output :as output]
             [bpfmap.metrics.collecting :as collecting]
-            [bpfmap.metrics.config-file :as config-file]))
+            [bpfmap.metrics.config-file :as config-file]
+            [clojure.string :as str]))
 
 (set! *warn-on-reflection* true)
 
@@ -49,10 +50,12 @@
       "INT" #(deliver ended true)
       "TERM" #(deliver ended true)}
      (fn []
-       (let [{:keys [url] :as started} (start file complain-change)]
+       (let [{:keys [url page] :as started} (start file complain-change)]
          (try
            (deliver exporter started)
            (println "Metrics are at" url)
+           (when page
+             (println "The page is at" (str/replace url #"metrics$" "")))
            (flush)
            @ended
            (finally (stop started))))))

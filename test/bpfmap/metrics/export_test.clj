@@ -62,8 +62,8 @@
 
 ;; --- HTTP
 
-(kernel-test serves-metrics-only
-  (testing "the server has /metrics in each format, and nothing else, on the loopback address"
+(kernel-test serves-metrics
+  (testing "the server has /metrics in each format, on the loopback address only"
     (with-directory [dir]
       (with-open [m ^Closeable (counts {1 5})]
         (with-export [e dir (config-for m)]
@@ -79,11 +79,11 @@
               (is (= [200 true] [status (str/starts-with? type "application/openmetrics-text")]))
               (is (= {{"k" "1"} 5.0}
                      (exposition/values-of (exposition/read-text body true) "m"))))
-            (doseq [path ["/" "/x" "/-/healthy" "/metric"]]
+            (doseq [path ["/x" "/-/healthy" "/metric" "/metrics/" "/metrics/x" "/metricsfoo"]]
               (is (= {:status 404 :body "Not found: the metrics are at /metrics\n"}
                      (dissoc (fetched (at path)) :type))
                   path))
-            (is (= 404 (:status (fetched (at "/") {:method "POST"}))))
+            (is (= 405 (:status (fetched url {:method "POST"}))))
             (testing "other addresses of the host do not answer"
               (let [port (.getPort (URI. url))
                     others (for [^java.net.NetworkInterface i

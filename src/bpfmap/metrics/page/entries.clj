@@ -249,6 +249,7 @@
         path (str "/maps/" id)
         heading (fn [column] (layout/sort-heading column given path))
         layout-of {:columns columns :paths paths :spark (spark-path options paths)}]
+    (watched/want reading (map #(get % :raw (:key %)) shown))
     (if (string? matching)
       [(layout/part "problem" [:p {:class "problem" :role "alert"} matching])]
       (concat

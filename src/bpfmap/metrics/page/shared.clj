@@ -11,6 +11,9 @@
   "The largest share of a processor for a reading: it rests ten times as long as it took."
   10)
 
+(def ^:private longest-rest "Nanoseconds after which there is a reading all the same."
+  (* 30 1000 1000 1000))
+
 (defn source
   "Returns a source of readings: `(read-next before)` returns the next one.
 
@@ -39,7 +42,8 @@
           (reset! state {:number (inc (long (:number @state)))
                          :reading reading
                          :due (+ begun (max (* 1000000 (long interval))
-                                            (* (long share) (- ended begun))))})))
+                                            (min (* (long share) (- ended begun))
+                                                 (long longest-rest))))})))
       (finally (.unlock lock))))
   ((juxt :number :reading) @state))
 

@@ -27,7 +27,7 @@
 (def most-entries "The largest number of entries that are read." 20000)
 (def ^:private reading-time "Milliseconds for the entries of a reading." 500)
 (def most-fields "The largest number of fields whose rates are kept." 8)
-(def ^:private most-keys "The largest number of keys whose rates are kept." 200)
+(def ^:private most-keys "The largest number of keys whose rates are kept." 400)
 (def ^:private most-series "The largest number of series of a histogram with a heat map." 4)
 
 ;; --- what the config has about a map
@@ -174,23 +174,31 @@
   [history sample]
   (conj (if (<= (long samples) (count history)) (vec (rest history)) (or history [])) sample))
 
+(defn want
+  "Notes that clients see rows with these keys, so that their rates are kept from now on."
+  [{:keys [wanted n]} keys]
+  (when wanted
+    (swap! wanted into (map (fn [k] [k n])) keys))
+  nil)
+
+(defn- latest-wanted
+  "Returns the keys that clients saw last; forgets the others."
+  [wanted]
+  (let [kept (swap! wanted (fn [all]
+                             (if (<= (count all) (long most-keys))
+                               all
+                               (into {} (take most-keys) (sort-by (comp - val) all)))))]
+    (keys kept)))
+
 (defn- by-key
-  "Returns the histories of keys: of those that had one, and of the fastest others."
-  [before rows paths]
-  (let [rates (fn [row] (mapv #(rate-at row %) paths))
-        activity (fn [row] (transduce (keep #(rate-at row %)) (fn ([x] x) ([a b] (+ a (abs (double b)))))
-                                      0.0 paths))
-        current (into {} (map (juxt :key identity)) rows)
-        kept (into {} (filter #(contains? current (key %))) before)
-        room (- (long most-keys) (count kept))
-        more (when (and (pos? room) (seq paths))
-               (->> rows
-                    (remove #(contains? kept (:key %)))
-                    (sort-by (comp - activity))
-                    (take room)
-                    (map :key)))]
-    (into {} (map (fn [k] [k (longer (get kept k) (rates (get current k)))]))
-          (concat (keys kept) more))))
+  "Returns the histories of the rates of the keys that clients saw."
+  [before rows paths wanted]
+  (let [current (into {} (map (juxt :key identity)) rows)]
+    (into {}
+          (keep (fn [k]
+                  (when-let [row (get current k)]
+                    [k (longer (get before k) (mapv #(rate-at row %) paths))])))
+          (latest-wanted wanted))))
 
 ;; --- histograms
 
@@ -245,7 +253,7 @@
 
 (defn- read-next
   "Reads a map once more; `before` is the reading before, or nil."
-  [id metrics-now params before]
+  [id metrics-now params wanted before]
   (try
     (let [metrics (metrics-now)
           before (when (and (:plan before) (= metrics (:metrics before))) before)]
@@ -266,7 +274,8 @@
           {:n n :at at :plan plan :metrics metrics :id id :info (:info plan)
            :rows rows :values values :whole whole :entries entries :seconds seconds
            :totals (if before (longer (:totals before) (totals rows paths)) [])
-           :by-key (when before (by-key (:by-key before) rows paths))
+           :by-key (when before (by-key (:by-key before) rows paths wanted))
+           :wanted wanted
            :heat (mapv #(heat %1 %2 n (count rows))
                        (concat (:heat before) (repeat nil)) histograms)})))
     (catch ExceptionInfo e
@@ -278,4 +287,5 @@
   `(metrics-now)` returns the metrics of the config about the map, and `params` has the parameters
   `:bucket` and `:slots` of the page as data."
   [id metrics-now params]
-  (shared/source interval (fn [before] (read-next id metrics-now params before))))
+  (let [wanted (atom {})]
+    (shared/source interval (fn [before] (read-next id metrics-now params wanted before)))))
