@@ -31,7 +31,7 @@
           (do
             (when (pos? (- (System/nanoTime) ends))
               (throw (ex-info (str "It did not happen within " patience " seconds: " what) {})))
-            (.join (Thread/currentThread) 20) ; no condition can be waited for: it is another process
+            (.join (Thread/currentThread) 20) ; it is another process: there is nothing to wait on
             (recur))))))
 
 ;; --- the process

@@ -102,7 +102,7 @@
                      (map #(str "n" %) (range 1 23)) (map #(str "k" %) (range 1 12))
                      (map #(str "q" %) (range 1 5))
                      (map #(str "v" %) (range 1 5)) (map #(str "o" %) (range 5 12))
-                     (map #(str "l" %) (range 1 6)) (map #(str "x" %) (range 1 6))
+                     (map #(str "l" %) (range 1 6)) (map #(str "x" %) (range 1 9))
                      (map #(str "u" %) (range 1 6)) ["l6" "l7"])
              (map first behaviours)))
       (is (set? pending))

@@ -285,7 +285,7 @@
    {:title "NAME" :of :name :least 15 :by "name"}
    {:title "ENTRIES" :of :entries :align :right :by "entries"}
    {:title "MAX" :of :max-entries :align :right :rank 1 :by "max-entries"}
-   {:title "FULL" :of views/full-text :align :right :by "full"}
+   {:title "FULL" :of output/full-text :align :right :by "full"}
    {:title "ENTRIES/S" :of (comp views/rate-text :entries-per-second) :align :right
     :by "entries-per-second"}
    {:title "CHANGES/S" :of (comp views/rate-text :changes-per-second) :align :right
@@ -320,7 +320,7 @@
   (when (and (= :peek mode) (nil? from))
     (str (map-text map)
          (if (seq holders)
-           (str " is open in " (str/join ", " (clojure.core/map views/holder-text holders)) ":")
+           (str " is open in " (str/join ", " (clojure.core/map output/holder-text holders)) ":")
            " has another reader, or is frozen:")
          " events are copied and none is taken"
          (when (seq holders) "; --steal takes them")

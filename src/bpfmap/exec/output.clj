@@ -7,6 +7,7 @@
             [bpfmap.impl.display.amount :as amount]
             [bpfmap.impl.edn-text :refer [edn-text]]
             [bpfmap.impl.escape :as escape]
+            [bpfmap.impl.map-types :as map-types]
             [clojure.string :as str])
   (:import (clojure.lang IReduceInit)
            (java.io PrintWriter StringWriter Writer)
@@ -233,6 +234,30 @@
 (def human-size
   "Returns a number of bytes in units of 1024; see `bpfmap.impl.display.amount`."
   amount/human-size)
+
+(defn holder-text
+  "Returns a process that holds a map as text.
+
+      (holder-text {:pid 4711 :command \"agent\"}) ;=> \"agent[4711]\""
+  [{:keys [command pid]}]
+  (str command "[" pid "]"))
+
+(defn user-text
+  "Returns a program, or a map that a program uses, as text.
+
+      (user-text {:id 30 :name \"count\"}) ;=> \"count[30]\""
+  [{:keys [name id]}]
+  (str name "[" id "]"))
+
+(defn full-text
+  "Returns how full a map is as text.
+
+  An LRU map is marked: it evicts entries before it is full, so that it stays nearly full.
+
+      (full-text {:type :lru-hash :full 97.7}) ;=> \"lru 97.7%\""
+  [{:keys [type full]}]
+  (when full
+    (str (when (:evicts (map-types/types type)) "lru ") (format-1dp full) "%")))
 
 (defn plural
   "Returns a number and its noun.

@@ -395,26 +395,12 @@
     (str/join "," (map (fn [flag] (if (number? flag) (format "0x%x" flag) (output/cell flag)))
                        (sort-by str flags)))))
 
-(defn holder-text
-  "Returns a process that holds a map as text.
-
-      (holder-text {:pid 4711 :command \"agent\"}) ;=> \"agent[4711]\""
-  [{:keys [command pid]}]
-  (str command "[" pid "]"))
-
 (defn holders-text
   "Returns the processes that hold a row's map as the text of one cell.
 
       (holders-text {:held [{:pid 4711 :command \"agent\"}]}) ;=> \"agent[4711]\""
   [{:keys [held]}]
-  (some-of holder-text held))
-
-(defn user-text
-  "Returns a program, or a map that a program uses, as text.
-
-      (user-text {:id 30 :name \"count\"}) ;=> \"count[30]\""
-  [{:keys [name id]}]
-  (str name "[" id "]"))
+  (some-of output/holder-text held))
 
 (defn- all-of [text] #(not-empty (str/join " " (map text %))))
 
@@ -425,16 +411,6 @@
   [found place]
   (for [{:keys [error message] :as skipped} (:skipped (meta found)) :when (not= :not-found error)]
     (str (place skipped) " is omitted: " message)))
-
-(defn full-text
-  "Returns how full a map is as text.
-
-  An LRU map is marked: it evicts entries before it is full, so that it stays nearly full.
-
-      (full-text {:type :lru-hash :full 97.7}) ;=> \"lru 97.7%\""
-  [{:keys [type full]}]
-  (when full
-    (str (when (:evicts (map-types/types type)) "lru ") (output/format-1dp full) "%")))
 
 (def ^:private map-columns
   "The columns of `list`.
@@ -447,7 +423,7 @@
    {:key :value-size :title "VALUE" :of :value-size :rank 4}
    {:key :entries :title "ENTRIES" :of :entries :align :right}
    {:key :max-entries :title "MAX" :of :max-entries}
-   {:key :full :title "FULL" :of full-text :csv :full :align :right}
+   {:key :full :title "FULL" :of output/full-text :csv :full :align :right}
    {:key :memlock :title "MEMORY" :of #(some-> (:memlock %) output/human-size) :csv :memlock
     :align :right}
    {:key :frozen :title "FROZEN" :of #(when (some? (:frozen %)) (if (:frozen %) "yes" "no"))
@@ -455,9 +431,9 @@
    {:key :fill :title "FILL" :of #(some-> (:fill %) output/human-size) :csv :fill :align :right}
    {:key :held :title "HELD BY" :of holders-text :csv :held
     :least 14 :cut-at :middle}
-   {:key :used-by :title "USED BY" :of #(some-of user-text (:used-by %)) :csv :used-by
+   {:key :used-by :title "USED BY" :of #(some-of output/user-text (:used-by %)) :csv :used-by
     :least 14 :cut-at :middle :rank 2}
-   {:key :outer :title "OUTER" :of #(some-of user-text (:outer %)) :csv :outer
+   {:key :outer :title "OUTER" :of #(some-of output/user-text (:outer %)) :csv :outer
     :least 14 :cut-at :middle}
    {:key :pinned :title "PINNED" :of #(some-of identity (:pinned %)) :csv :pinned
     :least 12 :cut-at :left :rank 1}
@@ -533,7 +509,7 @@
         [(str "Linux " kernel ": " reason)
          (str (if pins (output/plural pins "pin" "pins") "no pins") " visible")])
       (overview-table "Fullest maps"
-                      (concat named [{:title "" :of full-text :align :right}] held)
+                      (concat named [{:title "" :of output/full-text :align :right}] held)
                       fullest)
       (overview-table "Fastest changing maps"
                       (concat named
@@ -580,7 +556,7 @@
     :align :right}
    {:key :memlock :title "MEMORY" :of #(some-> (:memlock %) output/human-size) :csv :memlock
     :align :right :rank 4}
-   {:key :maps :title "MAPS" :of #(some-of user-text (:maps %)) :csv :maps
+   {:key :maps :title "MAPS" :of #(some-of output/user-text (:maps %)) :csv :maps
     :least 14 :cut-at :middle :rank 2}
    {:key :links :title "ATTACHED TO" :of #(some-of link-text (:links %)) :csv :links
     :least 14 :cut-at :middle}
@@ -604,7 +580,7 @@
   [{:key :id :title "ID" :of :id}
    {:key :type :title "TYPE" :of :type :least 11}
    {:key :attached-to :title "ATTACHED TO" :of :attached-to :least 16 :cut-at :middle}
-   {:key :program :title "PROGRAM" :of #(some-> (:program %) user-text) :csv :program
+   {:key :program :title "PROGRAM" :of #(some-> (:program %) output/user-text) :csv :program
     :least 14 :cut-at :middle}
    {:key :held :title "HELD BY" :of holders-text :csv :held
     :least 14 :cut-at :middle}
@@ -701,12 +677,12 @@
   (case field
     :flags [field (flag-text x)]
     :frozen ["frozen" (if x "yes" "no")]
-    :held ["held" ((all-of holder-text) x)]
-    :used-by ["used-by" ((all-of user-text) x)]
-    :outer ["outer" ((all-of user-text) x)]
-    :maps [field ((all-of user-text) x)]
+    :held ["held" ((all-of output/holder-text) x)]
+    :used-by ["used-by" ((all-of output/user-text) x)]
+    :outer ["outer" ((all-of output/user-text) x)]
+    :maps [field ((all-of output/user-text) x)]
     :links ["attached-to" ((all-of link-text) x)]
-    :program [field (user-text x)]
+    :program [field (output/user-text x)]
     :pinned [field (not-empty (str/join " " x))]
     [field x]))
 

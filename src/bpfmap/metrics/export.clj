@@ -6,6 +6,9 @@
   (:require [bpfmap.error :as error]
             [bpfmap.metrics.collecting :as collecting]
             [bpfmap.metrics.config-file :as config-file]
+            [bpfmap.metrics.page :as page]
+            [bpfmap.metrics.page.readings :as readings]
+            [bpfmap.metrics.page.watched :as watched]
             [bpfmap.metrics.server :as server]
             [bpfmap.metrics.snapshot :as snapshot])
   (:import (clojure.lang ExceptionInfo)
@@ -43,6 +46,22 @@
                             (make-array MetricSnapshot 0))
           (recur))))))
 
+(defn- page-of
+  "Returns a function that starts the page, for `bpfmap.metrics.server/start`."
+  [state]
+  (fn [{:keys [password loopback]}]
+    (let [metrics-of (fn [row] (watched/metrics-of (:config @state) row))
+          shown (:page (:http (:config @state)))]
+      (when-not (false? shown)
+        (let [started (page/start
+                       {:host (readings/source)
+                        :map-source (fn [row params]
+                                      (watched/source (:id row) #(metrics-of row) params))
+                        :metrics-of metrics-of
+                        :all (or (= :all shown) (and password (nil? shown)))
+                        :loopback loopback})]
+          (assoc started :handle #(page/handle started %) :close #(page/stop started)))))))
+
 (defn start
   "Serves the config of a file; the result is for [[reload]] and [[stop]].
 
@@ -56,7 +75,8 @@
         registry (PrometheusRegistry.)]
     (.register registry (reify MultiCollector (collect [_] (collect state))))
     (try
-      (merge {:file file :options options :state state} (server/start registry (:http config) #(:config @state)))
+      (merge {:file file :options options :state state}
+             (server/start registry (:http config) (page-of state)))
       (catch Throwable e
         (collecting/close collection)
         (throw e)))))

@@ -14,7 +14,6 @@
             [bpfmap.metrics.page.markup :as markup]
             [bpfmap.metrics.page.shared :as shared]
             [bpfmap.metrics.page.stream :as stream]
-            [bpfmap.metrics.page.watched :as watched]
             [clojure.java.io :as io])
   (:import (clojure.lang ExceptionInfo)
            (com.sun.net.httpserver HttpExchange)
@@ -34,16 +33,16 @@
 (defn start
   "Returns the page of an exporter; [[stop]] it.
 
-  `(config)` returns the current config, which has hints, types and histograms. `:all` is true if
-  the entries of every map are shown, and `:loopback` if the server listens at a loopback address."
-  [{:keys [config all loopback]}]
+  `:host` is the source of readings of all maps, and `(map-source row params)` returns the source of
+  one map. `:all` is true if the entries of every map are shown; otherwise a map must have metrics
+  in the config, `(metrics-of row)`. `:loopback` is true if the server listens at a loopback
+  address."
+  [{:keys [host map-source metrics-of all loopback]}]
   (let [timer (stream/timer)
-        maps (shared/table most-maps idle
-                           (fn [{:keys [row params]}]
-                             (watched/source (:id row) #(watched/metrics-of (config) row) params)))
-        page {:config config :all all :loopback loopback
+        maps (shared/table most-maps idle (fn [{:keys [row params]}] (map-source row params)))
+        page {:metrics-of metrics-of :all all :loopback loopback
               :timer timer :stop (promise)
-              :host (host/source) :maps maps
+              :host host :maps maps
               :streams (Semaphore. most-streams) :answers (Semaphore. most-answers)}]
     (.scheduleWithFixedDelay ^ScheduledThreadPoolExecutor timer ^Runnable #(shared/sweep maps)
                              (long idle) (long idle) TimeUnit/MILLISECONDS)
@@ -68,7 +67,7 @@
    "Cache-Control" "no-store"})
 
 (defn- write
-  "Writes an answer. A client that does not read it is given up."
+  "Writes an answer; gives up a client that does not read it."
   [{:keys [timer]} ^HttpExchange exchange status type ^bytes content]
   (.set (.getResponseHeaders exchange) "Content-Type" type)
   (if (= "HEAD" (.getRequestMethod exchange))
@@ -142,12 +141,12 @@
     (when error
       (throw (ex-info error {:status 500})))
     (or (some #(when (= id (:id %)) %) rows)
-        (throw (ex-info (str "There is no map with the id " id ".") {:status 404})))))
+        (throw (ex-info (str "No map has the id " id ".") {:status 404})))))
 
 (defn- shown?
   "Returns true if the entries of a map are shown."
-  [{:keys [all config]} row]
-  (boolean (or all (seq (watched/metrics-of (config) row)))))
+  [{:keys [all metrics-of]} row]
+  (boolean (or all (seq (metrics-of row)))))
 
 (defn- with-source
   "Calls f with the source of a map; answers 503 if too many maps are watched."

@@ -2,7 +2,6 @@
   "Serves a registry and the page over HTTP: the JDK's server, with the handler of the Prometheus
   library for /metrics."
   (:require [bpfmap.error :as error]
-            [bpfmap.metrics.page :as page]
             [clojure.string :as str])
   (:import (com.sun.net.httpserver Authenticator BasicAuthenticator HttpExchange HttpHandler
                                    HttpServer HttpsConfigurator HttpsServer)
@@ -90,9 +89,10 @@
 ;; --- the server
 
 (def ^:private limits
-  "Limits of the JDK's server, which reads these properties once. Those that are set already stay.
+  "Limits of the JDK's server, as system properties.
 
-  The times are in seconds: for receiving a request, and for an answer, which ends a stream too."
+  The server reads them once; what is set already stays. The times are in seconds: for receiving a
+  request, and for an answer, which ends a stream too."
   {"sun.net.httpserver.maxReqTime" "20"
    "sun.net.httpserver.maxRspTime" "600"
    "jdk.httpserver.maxConnections" "200"})
@@ -117,7 +117,7 @@
         (let [path (.getPath (.getRequestURI exchange))]
           (cond
             (not= "/metrics" path)
-            (when-not (and page (page/handle page exchange))
+            (when-not (and page ((:handle page) exchange))
               (answer exchange 404 "Not found: the metrics are at /metrics\n"))
 
             (#{"GET" "HEAD"} (.getRequestMethod exchange))
@@ -176,19 +176,19 @@
 (defn start
   "Starts a server of a registry and returns it with its `:url`; [[stop]] it.
 
-  `http` is the part of a checked config, and `(config)` returns the current config, for the page.
+  `http` is the part of a checked config. `start-page` gets `:password`, whether clients need one,
+  and `:loopback`, whether the address is one, and returns what answers other requests: `:handle`, a
+  function of an exchange that returns true if it answers, and `:close`; or nil.
   Throws `:busy` if the port is taken, and `:io`, `:permission` or `:invalid-value` for files and
   hosts that cannot be used."
-  [registry http config]
-  (let [{:keys [host port basic-auth] tls-files :tls, shown :page} (merge defaults http)
+  [registry http start-page]
+  (let [{:keys [host port basic-auth] tls-files :tls} (merge defaults http)
         inet-address (address host)
         https (some-> tls-files tls)
         authenticator (some-> basic-auth password-check)
         server (listen inet-address host port https)
-        page (when-not (false? shown)
-               (page/start {:config config
-                            :all (or (= :all shown) (and basic-auth (nil? shown)))
-                            :loopback (.isLoopbackAddress inet-address)}))
+        page (start-page {:password (some? basic-auth)
+                          :loopback (.isLoopbackAddress inet-address)})
         threads (threads)]
     (.setExecutor server threads)
     (let [context (.createContext server "/"
@@ -201,6 +201,7 @@
 (defn stop
   "Stops a server, and ends what its clients are waiting for."
   [{:keys [^HttpServer server ^ExecutorService threads page]}]
-  (some-> page page/stop)
+  (when page
+    ((:close page)))
   (.stop server 0)
   (.shutdownNow threads))

@@ -63,7 +63,8 @@
 
 (defn- status-line [^Socket socket]
   (first (str/split-lines
-          (with-open [in (io/reader (.getInputStream socket))] (or (.readLine ^java.io.BufferedReader in) "")))))
+          (with-open [in (io/reader (.getInputStream socket))]
+            (or (.readLine ^java.io.BufferedReader in) "")))))
 
 (defn- document
   "The document that an XML parser reads in a page."
@@ -212,9 +213,9 @@
         (try
           (is (= java.nio.channels.ClosedByInterruptException
                  (:class (error-of
-                           (stream/in-time timer 200
-                                           #(while true
-                                              (.write client (java.nio.ByteBuffer/allocate 65536))))))))
+                          (let [some-bytes (java.nio.ByteBuffer/allocate 65536)]
+                            (stream/in-time timer 200 #(while true
+                                                         (.write client (.clear some-bytes)))))))))
           (is (not (.isOpen client)))
           (finally (.shutdown timer)))))))
 
@@ -374,7 +375,7 @@
           (is (= [404 "Not found: the metrics are at /metrics\n"]
                  ((juxt :status :body) (fetched (at path)))) path))
         (is (= 404 (:status (fetched (at "/maps/4294967295")))))
-        (is (re-find #"There is no map with the id 4294967295"
+        (is (re-find #"No map has the id 4294967295"
                      (:body (fetched (at "/maps/4294967295")))))
         (doseq [[path type] {"/page.css" "text/css; charset=utf-8"
                              "/page.js" "text/javascript; charset=utf-8"

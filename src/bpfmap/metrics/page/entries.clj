@@ -5,11 +5,11 @@
             [bpfmap.exec.output :as output]
             [bpfmap.exec.query :as query]
             [bpfmap.impl.display.hints :as hints]
-            [bpfmap.metrics.page.host :as page.host]
+            [bpfmap.metrics.page.cells :as cells]
             [bpfmap.metrics.page.layout :as layout]
             [bpfmap.metrics.page.markup :as markup]
             [bpfmap.metrics.page.picture :as picture]
-            [bpfmap.metrics.page.watched :as watched]
+            [bpfmap.metrics.page.shared :as shared]
             [clojure.string :as str])
   (:import (clojure.lang ExceptionInfo)))
 
@@ -24,7 +24,7 @@
 
 (def history-text
   "The length of a history in words."
-  (str (quot (* (long watched/interval) (long watched/samples)) 60000) " minutes"))
+  (str (quot (* (long shared/interval) (long shared/samples)) 60000) " minutes"))
 
 ;; --- parameters
 
@@ -44,7 +44,9 @@
     (or x (throw (arguments/refused nil option text expects)))))
 
 (defn checked
-  "Returns the parameters as options of `bpfmap.exec.query`, with `:bucket` and `:slots`.
+  "Returns the parameters as options of a query.
+
+  `:bucket` and `:slots` are among them.
 
   Throws `:usage` for invalid ones. They are checked against the fields of the map later."
   [{:keys [where sort limit bucket slots q] :as given}]
@@ -55,7 +57,7 @@
     (when (matches? where)
       (throw (arguments/refused nil :where (:where given) "must have no regular expression"
                                 "use the text filter")))
-    (cond-> {:limit (page.host/limit-of limit default-limit most-rows)
+    (cond-> {:limit (cells/limit-of limit default-limit most-rows)
              :words (remove str/blank? (str/split (str/lower-case (or q "")) #"\s+"))}
       where (assoc :where [where])
       sort (assoc :sort (read-parameter :column :sort sort))
@@ -91,7 +93,7 @@
                (assoc row :full (/ (Math/round (/ (* 1000.0 (long (:entries row)))
                                                   (long (:max-entries row))))
                                    10.0)))
-        [held used pinned] (page.host/owners-text row)
+        [held used pinned] (cells/owners-text row)
         fact (fn [term x] (when x [:div [:dt term] [:dd x]]))]
     (layout/part
      "summary"
@@ -100,7 +102,7 @@
       (fact "Entries" (when (:entries row)
                         [(:entries row) [:span {:class "of"} (str " / " (:max-entries row))]
                          (when (and reading (not gone) (false? whole)) " (estimated)")]))
-      (fact "Full" (page.host/fullness (or full row)))
+      (fact "Full" (cells/fullness (or full row)))
       (fact "Memory" (some-> (:memlock row) output/human-size))
       (fact "Key, value" (str key-size " B, " value-size " B"))
       (fact "Held by" held)
@@ -119,7 +121,7 @@
          [:figure
           [:figcaption [:span (output/cell (path-title path))]
            [:b (if (seq history) (str (rate-text (last history)) "/s") "…")]]
-          (picture/sparkline history watched/samples
+          (picture/sparkline history shared/samples
                              (str "Rate of " (path-title path) " per second, last " history-text))])]
       (when (pos? (long more-paths))
         [:p {:class "note"} (str (output/plural more-paths "field" "fields") " left out.")])])))
@@ -158,7 +160,7 @@
       [:div {:class "bounds" :aria-hidden "true"}
        (for [i (rseq indices)] [:span (bound-text bounds i)])]
       (picture/heat-map (mapv (fn [column] (mapv #(nth column % 0.0) indices)) history)
-                        watched/samples
+                        shared/samples
                         (str "Heat map of " title " over the last " history-text
                              "; the table below has the counts"))]
      [:details
@@ -200,7 +202,7 @@
   (str/lower-case (str (output/cell key) " " (output/cell value))))
 
 (defn- selected
-  "Returns `[rows matching]`: the rows of a reading that the options select, and their number."
+  "Returns `[rows matching]`: the selected rows of a reading, and their number."
   [{:keys [where sort limit words]} {:keys [rows plan]}]
   (let [show (shower plan)
         fields (:fields plan)
@@ -226,11 +228,13 @@
      (when (and (seq paths) spark)
        [:td {:class "full"}
         (when history
-          (picture/sparkline (map #(nth % spark nil) history) watched/samples
+          (picture/sparkline (map #(nth % spark nil) history) shared/samples
                              (str "Rate of " (path-title (nth paths spark)))))])]))
 
 (defn- spark-path
-  "Returns the index of the field whose rates are drawn: the one that rows are sorted by."
+  "Returns the index of the field whose rates are drawn.
+
+  It is the one that rows are sorted by."
   [{:keys [sort]} paths]
   (let [wanted (some-> sort :path last)]
     (when (seq paths)
@@ -249,7 +253,7 @@
         path (str "/maps/" id)
         heading (fn [column] (layout/sort-heading column given path))
         layout-of {:columns columns :paths paths :spark (spark-path options paths)}]
-    (watched/want reading (map #(get % :raw (:key %)) shown))
+    (shared/want reading (map #(get % :raw (:key %)) shown))
     (if (string? matching)
       [(layout/part "problem" [:p {:class "problem" :role "alert"} matching])]
       (concat
@@ -319,7 +323,7 @@
                               :maxlength most-parameter :spellcheck "false"
                               :autocapitalize "off"})
    (layout/field "Rows" {:name "limit" :type "number" :min 1 :max most-rows :class "small"
-                         :value (page.host/limit-of limit default-limit most-rows)})
+                         :value (cells/limit-of limit default-limit most-rows)})
    (when sort [:input {:type "hidden" :name "sort" :value sort}])
    (layout/field "Buckets in" {:name "bucket" :value bucket :placeholder "field"
                                :maxlength 200 :class "small" :spellcheck "false"
@@ -335,7 +339,7 @@
 
   `events` is true if the page follows the map."
   [{:keys [id] :as row} given view events]
-  (layout/document {:title (page.host/map-name row)
+  (layout/document {:title (cells/map-name row)
                     :path [(str "map " id)]
                     :form (when events (form id given))
                     :parts (:parts view)

@@ -71,7 +71,7 @@
 (def ^:private row-height "Height of a bucket in pixels; the style sheet has it too." 14)
 
 (defn heat-map
-  "Returns the cells of a heat map, a column for each sample, the highest bucket on top.
+  "Returns the cells of a heat map: columns are samples, rows buckets.
 
   `columns` are vectors of counts by bucket, oldest first; `n` is the number of columns that fill
   the width.

@@ -8,7 +8,7 @@
 (set! *warn-on-reflection* true)
 
 (def ^:private share
-  "The largest share of a processor for a reading: it rests ten times as long as it took."
+  "The rest after a reading, in times as long as it took."
   10)
 
 (def ^:private longest-rest "Nanoseconds after which there is a reading all the same."
@@ -88,7 +88,7 @@
       all)))
 
 (defn acquire
-  "Returns the source of a key, in use until [[release]]; nil if all places are in use."
+  "Returns the source of a key, in use until [[release]]; nil if there is no place."
   [{:keys [entries most make] :as table} k]
   (sweep table)
   (let [new-source (delay (make k))
@@ -112,4 +112,16 @@
                          (update-in [k :users] dec)
                          (assoc-in [k :used] (System/nanoTime)))
                      all)))
+  nil)
+
+;; --- the readings of a map
+
+(def interval "Milliseconds between two readings of a map." 2000)
+(def samples "The number of readings that a history has." 60)
+
+(defn want
+  "Notes the keys of rows that clients see, so that their rates are kept."
+  [{:keys [wanted n]} keys]
+  (when wanted
+    (swap! wanted into (map (fn [k] [k n])) keys))
   nil)

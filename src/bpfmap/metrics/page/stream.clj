@@ -16,7 +16,7 @@
 ;; --- deadlines
 
 (defn timer
-  "Returns the executor that ends late writes. The caller shuts it down."
+  "Returns the executor that ends late writes; the caller shuts it down."
   ^ScheduledThreadPoolExecutor []
   (doto (ScheduledThreadPoolExecutor.
          1 (reify ThreadFactory
@@ -71,10 +71,10 @@
   "Milliseconds for writing to a client." 10000)
 
 (def ^:private quiet
-  "Milliseconds after which something is written, so that a client that is gone is noticed." 5000)
+  "Milliseconds after which something is written, to notice a client that left." 5000)
 
 (def ^:private life
-  "Milliseconds after which a stream ends. The browser connects again, with its password." 300000)
+  "Milliseconds after which a stream ends; the browser connects again." 300000)
 
 (defn- write-text [^OutputStream out timer ^String text]
   (in-time timer write-time

@@ -22,8 +22,6 @@
 
 (set! *warn-on-reflection* true)
 
-(def interval "Milliseconds between two readings of a map." 2000)
-(def samples "The number of readings that a history has." 60)
 (def most-entries "The largest number of entries that are read." 20000)
 (def ^:private reading-time "Milliseconds for the entries of a reading." 500)
 (def most-fields "The largest number of fields whose rates are kept." 8)
@@ -47,7 +45,7 @@
   (filterv #(same-map? (:map %) info) (:metrics config)))
 
 (defn- of-metrics
-  "Returns the types and hints for a map from its metrics: `{:key-type :value-type :as}`."
+  "Returns `{:key-type :value-type :as}` for a map, from its metrics."
   [metrics]
   (let [pairs (mapcat #(mapcat identity (:as %)) metrics)]
     (assoc (into {} (map #(select-keys % [:key-type :value-type])) metrics)
@@ -56,7 +54,7 @@
 ;; --- plans
 
 (def ^:private plan-time
-  "Nanoseconds after which a plan is made again, because names of the host are in it."
+  "Nanoseconds after which a plan, with names of the host, is made again."
   (* 60 1000 1000 1000))
 
 (defn- histograms
@@ -87,7 +85,7 @@
           {} as))
 
 (defn- plan-of
-  "Returns what reading an open map needs, from its types, its metrics and the parameters."
+  "Returns what reading an open map needs."
   [m metrics params]
   (let [spec (bpf/spec m)
         info (bpf/info m)
@@ -144,7 +142,7 @@
     {:rows rows :values values :whole whole}))
 
 (defn- with-rates
-  "Returns the rows with `:per-second` and `:change`, compared with the values before."
+  "Returns the rows with `:per-second` and `:change` since the values before."
   [rows ^HashMap before seconds]
   (if (nil? before)
     (vec rows)
@@ -172,14 +170,8 @@
 (defn- longer
   "Adds a sample to a history; forgets the oldest one if it is long enough."
   [history sample]
-  (conj (if (<= (long samples) (count history)) (vec (rest history)) (or history [])) sample))
-
-(defn want
-  "Notes that clients see rows with these keys, so that their rates are kept from now on."
-  [{:keys [wanted n]} keys]
-  (when wanted
-    (swap! wanted into (map (fn [k] [k n])) keys))
-  nil)
+  (conj (if (<= (long shared/samples) (count history)) (vec (rest history)) (or history []))
+        sample))
 
 (defn- latest-wanted
   "Returns the keys that clients saw last; forgets the others."
@@ -209,7 +201,7 @@
         (concat before (repeat 0.0)) now))
 
 (defn- histogram-counts
-  "Returns the counts of a compiled histogram: `[label-values counts]` pairs, the sum first."
+  "Returns `[label-values counts]` pairs of a histogram, the sum first."
   [compiled n entries]
   (let [series (mapv (fn [^Series s] [(vec (.-values s)) (vec (.-counts s))])
                      (metric/end! compiled n entries))
@@ -223,7 +215,7 @@
       :else series)))
 
 (defn- heat
-  "Returns the histogram after a reading: its bounds, and counts over time by series."
+  "Returns the histogram after a reading: bounds, and counts over time by series."
   [before {:keys [bounds label-names] compiled-metric :metric :as compiled} n entries]
   (let [counts (histogram-counts compiled n entries)
         former (into {} (map (juxt :labels identity)) (:series before))]
@@ -288,4 +280,4 @@
   `:bucket` and `:slots` of the page as data."
   [id metrics-now params]
   (let [wanted (atom {})]
-    (shared/source interval (fn [before] (read-next id metrics-now params wanted before)))))
+    (shared/source shared/interval (fn [before] (read-next id metrics-now params wanted before)))))
