@@ -182,7 +182,9 @@
              ;; and for a function of the caller's that uses the reader that is being closed.
              "impl/kernel/events.clj" 1, "impl/events/reader.clj" 1,
              ;; For the user's editor, which ends the command line.
-             "cli/edit.clj" 1}
+             "cli/edit.clj" 1
+             ;; For the thread that reads keys, which was told to end.
+             "cli/screen.clj" 1}
       found (into {} (for [^File file (file-seq (io/file "src/bpfmap"))
                            :when (str/ends-with? (.getName file) ".clj")
                            :let [n (count (re-seq waits (slurp file)))]

@@ -47,9 +47,9 @@
     {:name pod.bpfmap.type :of bpfmap.type
      :vars [check problem size align offsets summary]}
     {:name pod.bpfmap.exec :of bpfmap.exec
-     :vars [overview list show tree features types dump get watch top tail diff hist put delete
-            take clear create pin unpin freeze save restore demo inspect run prog-list prog-show
-            prog-dump prog-top link-list link-show link-detach]}])
+     :vars [overview list show tree holds features types dump get watch top tail diff hist put
+            delete take clear create pin unpin freeze save restore demo inspect run prog-list
+            prog-show prog-dump prog-top link-list link-show link-detach]}])
 
 (def left-out
   "The public vars that a pod does not offer, with the reason."
