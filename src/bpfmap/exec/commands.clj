@@ -228,9 +228,9 @@
            "and SIGTERM end the command. --check also compares the config with the maps"
            "that exist, and prints all problems. Requires the libraries of io.prometheus,"
            "which bin/bpfmap gets from Maven Central, and CAP_SYS_ADMIN for the metrics of"
-           "the host. A browser shows the maps of the host, live, at http://127.0.0.1:9435/,"
-           "and the entries of maps that the config names; :http {:page false} in the"
-           "config turns this page off."]
+           "the host. A browser shows the maps of the host, live, at"
+           "http://127.0.0.1:9435/, and the entries of maps that the config names; :http"
+           "{:page false} in the config turns this page off."]
     :examples [{:config "metrics.edn"} {:config "metrics.edn" :check true}]
     :run true}
 
