@@ -240,7 +240,8 @@
 (kernel-test page-of-the-host
   (testing "the page lists maps with what `list` has, well-formed and with strict headers"
     (with-open [m ^Closeable (map-of {:name "t_page_full" :key :u32 :value :u64 :max-entries 10}
-                                     (zipmap (range 10) (range)))]
+                                     (zipmap (range 10) (range)))
+                _ ^Closeable (map-of {:name "t_page_other" :key :u32 :value :u64 :max-entries 10} {})]
       (with-export {}
         (fn [_ at]
           (let [{:keys [status body header]} (fetched (at "/?q=t_page_full"))]
