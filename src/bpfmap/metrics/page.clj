@@ -160,27 +160,33 @@
         (finally (shared/release maps k)))
       (busy page exchange))))
 
-(defn- serve-map [page ^HttpExchange exchange id]
+(defn- with-map
+  "Calls `(shown row given options source)` for the map with an id.
+
+  Calls `(hidden row given)` if its entries are not shown."
+  [page ^HttpExchange exchange id shown hidden]
   (let [given (markup/params (.getRawQuery (.getRequestURI exchange)) entries/params)
         row (map-row page id)
         options (entries/checked given)]
     (if (shown? page row)
-      (with-source page exchange row options
-        (fn [source]
-          (let [[_ reading] (shared/current source)
-                view ((entries/view row given options) reading)]
-            (html page exchange (if (:gone reading) 404 200)
-                  (entries/document row given view true)))))
+      (with-source page exchange row options #(shown row given options %))
+      (hidden row given))))
+
+(defn- serve-map [page exchange id]
+  (with-map page exchange id
+    (fn [row given options source]
+      (let [[_ reading] (shared/current source)
+            view ((entries/view row given options) reading)]
+        (html page exchange (if (:gone reading) 404 200)
+              (entries/document row given view true))))
+    (fn [row given]
       (html page exchange 200 (entries/document row given (entries/hidden-view row) false)))))
 
-(defn- stream-map [page ^HttpExchange exchange id]
-  (let [given (markup/params (.getRawQuery (.getRequestURI exchange)) entries/params)
-        row (map-row page id)
-        options (entries/checked given)]
-    (if (shown? page row)
-      (with-source page exchange row options
-        (fn [source]
-          (stream/send-views exchange page source (entries/view row given options))))
+(defn- stream-map [page exchange id]
+  (with-map page exchange id
+    (fn [row given options source]
+      (stream/send-views exchange page source (entries/view row given options)))
+    (fn [_ _]
       (answer page exchange 404 "The entries of this map are not shown\n"))))
 
 ;; --- requests
