@@ -27,7 +27,7 @@
   | `[:jeq :r1 5 :label]`, `[:jeq :r1 :r2 3]`     | `jeq jne jgt jge jlt jle jset jsgt jsge jslt jsle`, and with `32` |
   | `[:ja :label]`, `[:exit]`                     | `gotol` jumps farther, `may-goto` leaves loops  |
   | `[:call :map-lookup-elem]`, `[:call 1]`       | the names are in `helpers`                      |
-  | `[:ld-func :r2 :label]`                       | the function that begins at a label, to pass to a helper as a callback; two slots |
+  | `[:ld-func :r2 :label]`                       | the function that begins at a label, to pass to a helper as a callback (Linux 5.13); two slots |
   | `[:call-local :label]`, `[:call-btf 1234]`    | a function in the same bytes; one of the kernel by its BTF id |
   | `[:callx :r1]`, `[:gotox :r1]`                | the address is in a register                    |
   | `[:insn {:code 0x18 :src 6 :imm 3}]`          | one slot by its fields: `:code :dst :src :off :imm` |

@@ -138,7 +138,7 @@
   | `:tc`         | the filters of tc: `:device`, `:direction` (or `:parent`), `:priority`, `:handle`, `:filter` |
   | `:tcx` `:netkit` | the hooks of network devices, with the `:device`                            |
   | `:netns`      | the flow dissector                                                             |
-  | `:sockmap`    | the maps of sockets                                                            |
+  | `:sockmap`    | the maps of sockets. Linux 5.18                                                |
 
   It finds the devices and the flow dissector of the thread's network namespace, and the processes of
   the pid namespace. The kernel does not report programs of sockets, nor programs on clocks and

@@ -199,7 +199,8 @@
   | `:verified-insns`   | the number of instructions that the verifier processed. Linux 5.16        |
   | `:run-time-ns` `:run-count` | run statistics, counted while [[enable-statistics!]] or the sysctl kernel.bpf_stats_enabled wants them. Linux 5.1 |
   | `:recursion-misses` | how often it did not run because it was running. Linux 5.12               |
-  | `:btf-id` `:attach-btf-id` `:attach-btf-obj-id` `:ifindex` | as numbers                         |
+  | `:btf-id` `:ifindex` | as numbers                                                               |
+  | `:attach-btf-id` `:attach-btf-obj-id` | what it attaches to, as numbers. Linux 6.0              |
 
   Keys that do not apply, and counters that are zero, are missing. For a link, returns the same as
   `bpfmap.link/info`. Throws `:closed`. Needs Linux 4.13; 5.8 for a link.

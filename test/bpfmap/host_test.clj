@@ -177,7 +177,7 @@
             (is (= before (fixture/open-descriptors)))))
         (finally (delete-all top))))))
 
-(kernel-test p8-unreadable-pins
+(kernel-test ^{:needs [[:kernel :bpf-of-the-unprivileged]]} p8-unreadable-pins
   (testing "skips and reports pins that cannot be opened"
     (let [top (directory (fixture/bpffs))
           closed (directory top)]

@@ -62,7 +62,7 @@
 
 (def ^:private four-gib 0x100000000)
 
-(kernel-test m4-arena-of-4-gib
+(kernel-test ^{:needs [[:map-type :arena]]} m4-arena-of-4-gib
   (testing "an arena of 4 GiB is accessible to its last word"
     ;; Sparse: a page is there once it is touched.
     (with-open [m (bpf/create {:name "t_large" :type :arena

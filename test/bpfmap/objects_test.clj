@@ -66,7 +66,8 @@
 (kernel-test accepted-socket-kinds
   (testing "a sockmap and a sockhash accept connected, listening and UDP sockets"
     (doseq [type [:sockmap :sockhash]
-            make [objects/tcp-connection objects/tcp-listener objects/udp-socket objects/unix-pair]]
+            make (cond-> [objects/tcp-connection objects/tcp-listener objects/udp-socket]
+                   (since/has? [:kernel :sockmap-of-unix-sockets]) (conj objects/unix-pair))]
       (testing (str type " " make)
         (with-open [m (create type :value-size 8)
                     socket ^Closeable (make)]

@@ -3,6 +3,7 @@
             [bpfmap.core :as bpf]
             [bpfmap.fixture :as fixture :refer [error-of kernel-test]]
             [bpfmap.host :as host]
+            [bpfmap.impl.kernel.call :as call]
             [bpfmap.impl.kernel.prog :as progs]
             [bpfmap.impl.prog.instructions :as instructions]
             [bpfmap.object :as object]
@@ -164,7 +165,7 @@
     (testing "also a log that is longer than its first buffer"
       (let [{:bpfmap/keys [error log]}
             (error-of (prog/load {:type :socket-filter
-                                  :insns [(repeat 3000 [:mov64 :r0 1]) [:stxdw [:r10 0] :r0]
+                                  :insns [(repeat 6000 [:mov64 :r0 1]) [:stxdw [:r10 0] :r0]
                                           [:exit]]}))]
         (is (= :program-rejected error))
         (is (< 65536 (count log)))
@@ -436,7 +437,7 @@
                                 (:id reference) "]\n   4: call bpf_ktime_get_ns\n"
                                 "   5: call L7\n")))))))
 
-(kernel-test q2-functions-of-a-program
+(kernel-test ^{:needs [[:kernel :loops]]} q2-functions-of-a-program
   (testing "functions are separate if the BTF of the program has their names"
     (with-open [p ^Closeable (prog/load {:type :socket-filter :name "t_functions"
                                          :insns [[:mov64 :r1 3]
@@ -488,6 +489,21 @@
 
 ;; --- machine code
 
+(defn- with-callback
+  "Returns a program that passes a function to a helper, for each element of a map."
+  [m]
+  {:type :socket-filter :name "t_parts"
+   :insns [[:lddw :r1 m]
+           [:ld-func :r2 :f]
+           [:mov64 :r3 0]
+           [:mov64 :r4 0]
+           [:call :for-each-map-elem]
+           [:mov64 :r0 0]
+           [:exit]
+           :f
+           [:mov64 :r0 0]
+           [:exit]]})
+
 (kernel-test machine-code-of-functions
   (testing "the machine code of a program has the bytes, the address and the lines of functions"
     (with-calls
@@ -507,39 +523,45 @@
              ;; Without net.core.bpf_jit_kallsyms the kernel lists no programs.
              (is (contains? #{nil (Long/toHexString (unchecked-long address))} listed)))))))
     (testing "and of other functions"
-      (with-open [m (bpf/create {:type :array :key :u32 :value :u32 :max-entries 1})
-                  p ^Closeable (prog/load {:type :socket-filter :name "t_parts"
-                                           :insns [[:lddw :r1 m]
-                                                   [:ld-func :r2 :f]
-                                                   [:mov64 :r3 0]
-                                                   [:mov64 :r4 0]
-                                                   [:call :for-each-map-elem]
-                                                   [:mov64 :r0 0]
-                                                   [:exit]
-                                                   :f
-                                                   [:mov64 :r0 0]
-                                                   [:exit]]})
-                  q ^Closeable (prog/load {:type :socket-filter :name "t_local"
-                                           :insns [[:call-local :f]
-                                                   [:exit]
-                                                   :f
-                                                   [:mov64 :r0 0]
-                                                   [:exit]]})]
-        (doseq [[program names] {p ["main" "callback1"] q ["t_local" "L1"]}]
-          (let [{:keys [name functions] :as main} (prog/machine-code program)
-                all (cons main (vals functions))]
-            (is (= names (cons name (keys functions)) (map :name all)))
-            (is (= (:jited-bytes (prog/info program)) (reduce + (map (comp count :code) all))))
-            (is (apply distinct? (map :address all)))))))))
+      (let [check (fn [names program]
+                    (let [{:keys [name functions] :as main} (prog/machine-code program)
+                          all (cons main (vals functions))]
+                      (is (= names (cons name (keys functions)) (map :name all)))
+                      (is (= (:jited-bytes (prog/info program))
+                             (reduce + (map (comp count :code) all))))
+                      (is (apply distinct? (map :address all)))))]
+        (with-open [p ^Closeable (prog/load {:type :socket-filter :name "t_local"
+                                             :insns [[:call-local :f]
+                                                     [:exit]
+                                                     :f
+                                                     [:mov64 :r0 0]
+                                                     [:exit]]})]
+          (check ["t_local" "L1"] p))
+        (since/needing [[:kernel :callbacks]]
+          (with-open [m (bpf/create {:type :array :key :u32 :value :u32 :max-entries 1})
+                      p ^Closeable (prog/load (with-callback m))]
+            (check ["main" "callback1"] p)))))))
+
+(kernel-test callbacks-before-5-13
+  (testing "the error of a program that passes a function to a helper names the release"
+    (with-open [m (bpf/create {:type :array :key :u32 :value :u32 :max-entries 1})]
+      (if (since/here? [:kernel :callbacks])
+        (with-open [p ^Closeable (prog/load (with-callback m))]
+          (is (pos-int? (:id (prog/info p)))))
+        (let [{:keys [message] :bpfmap/keys [error]} (error-of (prog/load (with-callback m)))]
+          (is (= :not-supported error) message)
+          (is (str/includes? message (str "functions that are passed to helpers need Linux 5.13, "
+                                          "this is " (call/kernel-release)))))))))
 
 (kernel-test machine-code-errors
   (testing "the error says why machine code cannot be read"
     (with-open [p ^Closeable (prog/load {:type :socket-filter :insns [[:mov64 :r0 0] [:exit]]})]
-      (is (= [:not-found (str "The program has no machine code that this process can read: the "
-                              "kernel interprets programs if its JIT compiler is off "
-                              "(net.core.bpf_jit_enable); reading machine code requires CAP_BPF")]
-             ((juxt :bpfmap/error :message)
-              (fixture/unprivileged #(error-of (prog/machine-code p)))))))
+      (since/needing [[:kernel :bpf-of-the-unprivileged]]
+        (is (= [:not-found (str "The program has no machine code that this process can read: the "
+                                "kernel interprets programs if its JIT compiler is off "
+                                "(net.core.bpf_jit_enable); reading machine code requires CAP_BPF")]
+               ((juxt :bpfmap/error :message)
+                (fixture/unprivileged #(error-of (prog/machine-code p))))))))
     (is (= [:permission (str "The kernel hides the machine code of the program: reading it requires "
                              "CAP_SYSLOG, and fails if addresses of the kernel are hidden "
                              "(kernel.kptr_restrict) or constants are blinded "
@@ -553,11 +575,12 @@
 (kernel-test instructions-errors
   (testing "the error says why instructions cannot be read"
     (with-open [p ^Closeable (prog/load {:type :socket-filter :insns [[:mov64 :r0 0] [:exit]]})]
-      (is (= [:permission (str "The kernel hides the instructions of the program: reading them "
-                               "requires CAP_BPF, and CAP_SYSLOG if constants are blinded "
-                               "(net.core.bpf_jit_harden)")]
-             ((juxt :bpfmap/error :message)
-              (fixture/unprivileged #(error-of (prog/instructions p)))))))
+      (since/needing [[:kernel :bpf-of-the-unprivileged]]
+        (is (= [:permission (str "The kernel hides the instructions of the program: reading them "
+                                 "requires CAP_BPF, and CAP_SYSLOG if constants are blinded "
+                                 "(net.core.bpf_jit_harden)")]
+               ((juxt :bpfmap/error :message)
+                (fixture/unprivileged #(error-of (prog/instructions p))))))))
     (let [p (prog/load {:type :socket-filter :insns [[:mov64 :r0 0] [:exit]]})]
       (.close ^Closeable p)
       (is (= :closed (:bpfmap/error (error-of (prog/instructions p))))))

@@ -23,6 +23,7 @@
             [bpfmap.impl.kernel.call :as call]
             [bpfmap.impl.link.targets :as targets]
             [bpfmap.impl.map-types :as map-types]
+            [bpfmap.impl.spec :as spec]
             [clojure.java.io :as io]
             [clojure.string :as str])
   (:import (com.sun.management HotSpotDiagnosticMXBean)
@@ -47,6 +48,11 @@
    :kprobe-sessions "6.10"
    :uprobe-sessions "6.14"
    :lsm-cgroups "6.0"
+   :attach-btf-of-programs "6.0" ; in the info of a program
+   :attach-flags-of-programs "6.0" ; in BPF_PROG_QUERY, which bpftool 7 always asks for
+   :programs-of-sockmaps "5.18" ; BPF_PROG_QUERY of a sockmap
+   :sizes-of-per-cpu-values "6.12" ; E2BIG for more than 32 KiB, and ENOMEM before
+   :locks-in-structs spec/locks-in-structs-since
    :iterators-of-one-task "6.2"
    :iterators-of-cgroups "6.1"
    :loops "5.17" ; the helper bpf_loop

@@ -8,7 +8,7 @@
             [bpfmap.exec.input :as input]
             [bpfmap.exec.progress :as progress]
             [bpfmap.impl.map-types :as map-types]
-            [bpfmap.impl.spec :as spec]))
+            [bpfmap.impl.map.bpf-map :as bpf-map]))
 
 (set! *warn-on-reflection* true)
 
@@ -67,7 +67,7 @@
   Reads the value twice, and starts again if it changed. The kernel has no operation for that. A change by others between the last read and the write is
   lost."
   [m {:keys [key]} {:keys [field value cpus] :as options}]
-  (let [lock (when (spec/locked-value? (bpf/spec m)) {:lock true})
+  (let [lock (when (bpf-map/locked? m) {:lock true})
         change (of-cpus m cpus (input/field-changer (bpf/spec m) field value))
         read-it (if lock #(bpf/lookup m key nil lock) #(bpf/lookup m key))
         write-it (if lock #(bpf/replace! m key % lock) #(bpf/replace! m key %))]

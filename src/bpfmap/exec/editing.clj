@@ -8,7 +8,7 @@
             [bpfmap.exec.input :as input]
             [bpfmap.impl.edn-text :refer [edn-text]]
             [bpfmap.impl.map-types :as map-types]
-            [bpfmap.impl.spec :as spec]
+            [bpfmap.impl.map.bpf-map :as bpf-map]
             [clojure.string :as str]))
 
 (set! *warn-on-reflection* true)
@@ -146,7 +146,7 @@
 
       (write m [{:key 7 :old 42 :new 43}])"
   [m changes]
-  (let [lock (when (spec/locked-value? (bpf/spec m)) {:lock true})]
+  (let [lock (when (bpf-map/locked? m) {:lock true})]
     (doseq [{:keys [key new]} changes]
       (cond
         (nil? new) (bpf/delete! m key)

@@ -131,6 +131,20 @@
   [spec]
   (private-value? spec :spin-lock))
 
+(def locks-in-structs-since
+  "The first Linux release that finds a lock in a struct that is a member of the value.
+
+  Source: btf_find_field_one in kernel/bpf/btf.c."
+  "6.11")
+
+(defn nested-lock?
+  "Returns true if values of a spec have spin locks, but only in structs or arrays inside.
+
+      (nested-lock? {:value [:struct [:a [:struct [:lock :spin-lock]]]]}) ;=> true"
+  [spec]
+  (and (locked-value? spec)
+       (not-any? (comp #{:spin-lock} :type :node) (:members (node/node-of spec :value)))))
+
 (defn- types-that
   "Returns the names of the map types that have k in their row."
   [k]

@@ -184,7 +184,8 @@
                            :iterator (= (attach-types/numbers :trace-iter)
                                         (:expected-attach-type program))))
       (verifier-log/explained e log (assoc (select-keys program [:line :poison])
-                                           :type (:program-type ctx))))))
+                                           :type (:program-type ctx)
+                                           :release (call/kernel-release))))))
 
 (defn- has-end?
   "Returns true if a log ends with the verifier's statistics."

@@ -257,14 +257,35 @@
                {:bpfmap/op op :bpfmap/map (identity-of m) :bpfmap/path path
                 :bpfmap/hint hint}))
 
+(defn- unseen-lock?
+  "Returns true if values of a map have a lock that this kernel does not find."
+  [^BpfMap m]
+  (and (spec/nested-lock? (spec-of m))
+       (not (call/simulated? (.-fd m)))
+       (some-> (call/kernel-release) (map-types/at-least? spec/locks-in-structs-since) not)))
+
+(defn locked?
+  "Returns true if values of a map have a lock, and this kernel reads and writes them under it."
+  [^BpfMap m]
+  (and (spec/locked-value? (spec-of m)) (not (unseen-lock? m))))
+
 (defn- check-lock [^BpfMap m op lock]
-  (let [{:keys [value type] :as spec} (spec-of m)]
-    (when (and lock (not (spec/locked-value? spec)))
-      (throw (invalid m op [:lock]
-                      (str "Values of this map have no lock: " (error/printed value))
-                      (if (:lock (map-types/types type))
-                        "open the map with a value type that has a :spin-lock"
-                        (str "a map of type " type " has no spin locks")))))))
+  (when lock
+    (let [{:keys [value type] :as spec} (spec-of m)]
+      (when-not (spec/locked-value? spec)
+        (throw (invalid m op [:lock]
+                        (str "Values of this map have no lock: " (error/printed value))
+                        (if (:lock (map-types/types type))
+                          "open the map with a value type that has a :spin-lock"
+                          (str "a map of type " type " has no spin locks")))))
+      (when (unseen-lock? m)
+        (throw (error/error :not-supported
+                            (str "This kernel does not find the lock of this map's values: "
+                                 (error/printed value))
+                            {:bpfmap/op op :bpfmap/map (identity-of m) :bpfmap/path [:lock]
+                             :bpfmap/hint (str "the lock is in a struct of the value, where kernels "
+                                               "find it from Linux " spec/locks-in-structs-since
+                                               " on, this is " (call/kernel-release))}))))))
 
 (defn- check-cpu [^BpfMap m op {:keys [cpu] :as options}]
   (let [possible (cpus-of m)]

@@ -5,6 +5,7 @@
   the states of registers, and all by statistics."
   (:require [bpfmap.error :as error]
             [bpfmap.impl.escape :as escape]
+            [bpfmap.impl.map-types :as map-types]
             [clojure.string :as str])
   (:import (clojure.lang ExceptionInfo)))
 
@@ -47,8 +48,17 @@
   "Reasons that have a hint; the first pattern that a line matches counts.
 
   `:hint` is a text, or a function of the match and the facts of [[explained]]. `:reason`, if the row
-  has it, is a function of the facts to a better reason than the line."
-  [{:row :missing-in-kernel
+  has it, is a function of the facts to a better reason than the line. A row with `:before` is for
+  older kernels only. `:error` replaces the kind of the exception."
+  [;; These kernels do not see such a function, as nothing calls it: check_btf_func in
+   ;; kernel/bpf/verifier.c.
+   {:row :callbacks
+    :pattern #"number of funcs in func_info doesn't match number of subprogs"
+    :before "5.13"
+    :error :not-supported
+    :hint (fn [_ {:keys [release]}]
+            (str "functions that are passed to helpers need Linux 5.13, this is " release))}
+   {:row :missing-in-kernel
     :pattern #"invalid func unknown#195896080"
     :reason (fn [{:keys [poison slot]}]
               (or (when poison (poison slot))
@@ -145,6 +155,13 @@
 
 (def ^:private lines-shown 6)
 
+(defn- row-for
+  "Does the same as [[row-of]]. Returns nil if the row is for older kernels than this one."
+  [line {:keys [release]}]
+  (let [{:keys [before] :as row} (row-of line)]
+    (when-not (and before (or (nil? release) (map-types/at-least? release before)))
+      row)))
+
 (defn explained
   "Returns the exception of a refused program with what its log says.
 
@@ -156,6 +173,7 @@
   | `:type`   | the name of the program type                                         |
   | `:line`   | function of a slot that returns its source line, as an object has it |
   | `:poison` | function of a slot that returns why an instruction must not run      |
+  | `:release` | the release of the kernel                                           |
 
   Without a log the exception is returned unchanged."
   ^Throwable [^ExceptionInfo e log {:keys [line] :as facts}]
@@ -163,7 +181,7 @@
     e
     (let [{:keys [slot instruction] :as found} (reason log)
           facts (assoc facts :slot slot)
-          {:keys [match hint] better :reason} (row-of (str (:reason found)))
+          {:keys [match hint] better :reason kind :error} (row-for (str (:reason found)) facts)
           reason (if better (better facts) (:reason found))
           hint (if (fn? hint) (hint match facts) hint)
           source (when (and line slot) (line slot))
@@ -179,7 +197,8 @@
           made (ex-info (str/join "\n" (map escape/escape shown))
                         (into (ex-data e)
                               (remove (comp nil? val))
-                              {:bpfmap/log log
+                              {:bpfmap/error kind
+                               :bpfmap/log log
                                :bpfmap/reason reason
                                :bpfmap/slot slot
                                :bpfmap/source (some-> source

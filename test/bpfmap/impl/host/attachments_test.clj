@@ -124,11 +124,12 @@
                                                       (str "program.id=" (id-of p)))))))))))
       (testing "until the event is closed"
         (is (= [] (found p) (found q))))
-      (testing "a link is no attachment without one"
-        (with-open [_ ^Closeable (link/attach p {:tracepoint "sched/sched_switch"})]
-          (is (= [] (found p)))
-          (on-event (tracepoint "sched_wakeup") p
-            #(is (= ["sched_wakeup"] (map :tracepoint (found p))))))))))
+      (since/needing [[:kernel :links-of-perf-events]]
+        (testing "a link is no attachment without one"
+          (with-open [_ ^Closeable (link/attach p {:tracepoint "sched/sched_switch"})]
+            (is (= [] (found p)))
+            (on-event (tracepoint "sched_wakeup") p
+              #(is (= ["sched_wakeup"] (map :tracepoint (found p)))))))))))
 
 ;; --- cgroups
 
@@ -144,7 +145,8 @@
           (is (str/ends-with? (:path cgroup) path))
           (is (= [{:type :cgroup :attached-to (str "cgroup-inet-egress cgroup " path)}]
                  (:links (exec/prog-show {:ref p}))))
-          (when (fixture/executable "bpftool")
+          (when (and (fixture/executable "bpftool")
+                     (since/has? [:kernel :attach-flags-of-programs]))
             (is (= [[(id-of p) "cgroup_inet_egress"]]
                    (map (juxt :id :attach_type) (bpftool-json "cgroup" "show" (:path cgroup))))))))
       (is (= [] (found p)))
@@ -198,7 +200,7 @@
                      (is (= [] (found r) (found s))))))))
             (is (= [] (found p) (found q)) "in another network namespace")))))))
 
-(kernel-test programs-of-socket-maps
+(kernel-test ^{:needs [[:kernel :programs-of-sockmaps]]} programs-of-socket-maps
   (testing "programs of maps of sockets without a link"
     (if-not (fixture/executable "bpftool")
       (fixture/skip! "bpftool is not installed")

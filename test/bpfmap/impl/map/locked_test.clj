@@ -2,6 +2,7 @@
   "Values with a spin lock: read and written whole under it, one or many at a time."
   (:require [bpfmap.core :as bpf]
             [bpfmap.fixture :as fixture :refer [error-of kernel-test]]
+            [bpfmap.impl.kernel.call :as call]
             [bpfmap.impl.map-types :as map-types]
             [bpfmap.impl.map.bpf-map :as bpf-map]
             [bpfmap.objects :as objects]
@@ -50,7 +51,8 @@
      :cgroup-storage (fn [f]
                        (with-open
                         [m ^Closeable (bpf/create {:type :cgroup-storage :key-size 8
-                                                   :value [:struct [:n :u64] [:rest locked]]})
+                                                   :value (into [:struct [:n :u64]]
+                                                                (rest locked))})
                          program (programs/storage-counter m)]
                          (let [cgroups (vec (repeatedly 2 objects/cgroup))
                                attachments (mapv #(programs/attach-to-cgroup program %) cgroups)]
@@ -60,11 +62,12 @@
                                             (concat attachments cgroups)))))))}))
 
 (defn- putting
-  "The value as the type has it, the operation that writes it, and the way back."
+  "The value as the type has it, and the operation that writes it. Programs count in the first
+  member of a cgroup storage."
   [type]
   (if (= :cgroup-storage type)
-    [(fn [n] {:n n :rest (value-of n)}) bpf/replace! :rest]
-    [value-of bpf/put! identity]))
+    [(fn [n] (assoc (value-of n) :n n)) bpf/replace!]
+    [value-of bpf/put!]))
 
 (kernel-test e6-every-lock-type
   (testing "every type with locks reads and writes under the lock"
@@ -74,7 +77,7 @@
       (testing type
         (with-map
           (fn [m [k k2]]
-            (let [[value put! _] (putting type)
+            (let [[value put!] (putting type)
                   {:keys [ops]} (map-types/types type)]
               (put! m k (value 5) held)
               (is (= (value 5) (bpf/lookup m k nil held) (m k)))
@@ -91,9 +94,26 @@
                 (is (not (re-find #":lock" (pr-str (m k)))))
                 (is (= [:invalid-value :lock]
                        ((juxt :bpfmap/error (comp last :bpfmap/path))
-                        (error-of (put! m k (if (= :cgroup-storage type)
-                                              (assoc-in (value 1) [:rest :lock] 0)
-                                              (assoc (value 1) :lock 0)))))))))))))))
+                        (error-of (put! m k (assoc (value 1) :lock 0))))))))))))))
+
+(kernel-test e6-lock-in-a-struct
+  (testing "a lock in a struct of the value works, or the error names the release that finds it"
+    (with-open [m ^Closeable (bpf/create {:type :array :value [:struct [:n :u64] [:inside locked]]
+                                          :max-entries 1})]
+      (let [value (fn [n] {:n n :inside (value-of n)})]
+        (bpf/put! m 0 (value 1))
+        (if (since/here? [:kernel :locks-in-structs])
+          (do (bpf/put! m 0 (value 2) held)
+              (is (= (value 2) (bpf/lookup m 0 nil held))))
+          (doseq [f [#(bpf/put! m 0 (value 2) held) #(bpf/replace! m 0 (value 2) held)
+                     #(bpf/lookup m 0 nil held) #(bpf/put-all! m {0 (value 2)} held)
+                     #(bpf/lookup-all m [0] held) #(bpf/snapshot m held)]]
+            (let [{:keys [message] :bpfmap/keys [error]} (error-of (f))]
+              (is (= :not-supported error) message)
+              (is (str/includes? message (str "the lock is in a struct of the value, where kernels "
+                                              "find it from Linux 6.11 on, this is "
+                                              (call/kernel-release)))))
+            (is (= (value 1) (m 0)) "nothing was written")))))))
 
 (kernel-test e6-lock-word-reads-zero
   (testing "the lock word reads as zero in raw bytes"
@@ -125,15 +145,13 @@
       (testing type
         (with-map
           (fn [m ks]
-            (let [[value put! of-value] (putting type)]
+            (let [[value put!] (putting type)]
               ;; So that it is there, and written in place from now on
               (doseq [k ks] (put! m k (value 0) held))
               (while-writing m ks value #(bpf/replace! %1 %2 %3 held)
                              (fn []
                                (dotimes [i 1000]
-                                 (is
-                                  (whole?
-                                   (of-value (bpf/lookup m (nth ks (mod i 2)) nil held))))))))))))))
+                                 (is (whole? (bpf/lookup m (nth ks (mod i 2)) nil held)))))))))))))
 
 (kernel-test e6-locked-batches
   (testing "reads and writes many values under the lock"
@@ -155,13 +173,16 @@
                                  (is (= 64 (count entries)))
                                  (is (every? whole? (vals entries)))))))
             (when (= :hash (:type spec))
-              (let [taken (bpf/take! m 0 nil held)
+              (let [taken (if (since/has? [:operation :hash :take!])
+                            (bpf/take! m 0 nil held)
+                            (let [value (m 0)] (bpf/delete! m 0) value))
                     drained (bpf/drain! m held)]
                 (is (every? whole? (cons taken (vals drained))))
                 (is (= 63 (count drained)))
                 (is (nil? (seq m))))
               (bpf/put-all! m (all 3) held)
-              (is (= (all 3) (bpf/drain-into! m conj {} held))))))))))
+              (since/needing [[:operation :hash :take!]]
+                (is (= (all 3) (bpf/drain-into! m conj {} held)))))))))))
 
 (kernel-test e6-lock-flag-without-lock
   (testing "rejects the lock flag if the value has no lock"

@@ -130,7 +130,7 @@
         attachment (programs/attach-to-cgroup program cgroup)]
     (linux/held {:id (:id cgroup)} #(run! (fn [^Closeable x] (.close x)) [attachment cgroup]))))
 
-(kernel-test b6-vanishing-cgroups
+(kernel-test ^{:needs [[:long-values :cgroup-storage]]} b6-vanishing-cgroups
   (testing "storages that disappear do not end the iteration"
     ;; Large values, so that few make a chunk: 8 of them.
     (with-open [m ^Closeable (bpf/create {:type :cgroup-storage :key-size 8
@@ -247,7 +247,7 @@
                              (is (<= (count stay) (bpf/count-entries m)
                                      (+ (count stay) (count come-and-go))))))))))))
 
-(kernel-test b6-endless-restarts
+(kernel-test ^{:needs [[:operation :hash :take!]]} b6-endless-restarts
   (testing "aborts after too many restarts with the entries that it read"
     ;; Of each chunk all that was seen and the key to come are deleted, and others put: the kernel
     ;; starts again each time.

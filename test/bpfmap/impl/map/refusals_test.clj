@@ -5,6 +5,7 @@
             [bpfmap.fixture :as fixture :refer [error-of kernel-test]]
             [bpfmap.host :as host]
             [bpfmap.prog :as prog]
+            [bpfmap.since :as since]
             [clojure.java.io :as io]
             [clojure.string :as str]
             [clojure.test :refer [are is testing]])
@@ -63,7 +64,7 @@
     (let [path (fixture/new-pin)]
       (with-open [m (hash-map-there)]
         (bpf/pin! m path)
-        (let [id (:id (bpf/info m))
+        (let [{:keys [id btf-id]} (bpf/info m)
               refused (fn [f] (fixture/unprivileged #(error-of (f))))]
           (testing "by id it takes a capability, and no file mode"
             (are [f words] (let [{:keys [message] :bpfmap/keys [error]} (refused f)]
@@ -74,32 +75,34 @@
               #(bpf/open {:name "t_refused"}) "CAP_SYS_ADMIN"
               #(host/maps) "list needs CAP_SYS_ADMIN"
               #(prog/open 1) "CAP_SYS_ADMIN"
-              #(host/btf-by-id (:btf-id (bpf/info m))) "btf-by-id needs CAP_SYS_ADMIN"
+              #(host/btf-by-id btf-id) "btf-by-id needs CAP_SYS_ADMIN"
               #(bpf/create {:type :hash :key :u32 :value :u32 :max-entries 1})
               "create needs CAP_BPF"
               #(host/load-btf [:u32]) "load-btf needs CAP_BPF"
               #(prog/load {:type :socket-filter :insns [[:mov64 :r0 0] [:exit]]})
               "loading a program needs CAP_BPF"))
-          (testing "a pin that others may not open"
-            (is (str/includes? (:message (refused #(bpf/open path)))
-                               (str "the file mode of " path))))
-          (testing "one that they may open, but not remove or move, since the directory is sticky"
-            (open-to-all path)
-            (let [[untyped unpin move] (fixture/unprivileged
-                                        #(with-open [again ^Closeable (bpf/open path)]
-                                           [(:untyped (bpf/info again))
-                                            (error-of (bpf/unpin! again))
-                                            (error-of (bpf/move-pin! again (str path "_moved")))]))
-                  words "this user cannot write to the directory of "]
-              (is (str/includes? untyped "btf-by-id needs CAP_SYS_ADMIN")
-                  "its types take a capability of their own")
-              (is (= [:permission :permission] (map :bpfmap/error [unpin move])))
-              (is (str/starts-with? (:message unpin)
-                                    (str "Removing the pin " path " failed with E")))
-              (is (str/includes? (:message unpin) (str words path)))
-              (is (str/starts-with? (:message move)
-                                    (str "Moving " path " to " path "_moved failed with E")))
-              (is (str/includes? (:message move) (str words path)))))
+          (since/needing [[:kernel :bpf-of-the-unprivileged]]
+            (testing "a pin that others may not open"
+              (is (str/includes? (:message (refused #(bpf/open path)))
+                                 (str "the file mode of " path))))
+            (testing "one that they may open, but not remove or move, as the directory is sticky"
+              (open-to-all path)
+              (let [[untyped unpin move]
+                    (fixture/unprivileged
+                     #(with-open [again ^Closeable (bpf/open path)]
+                        [(:untyped (bpf/info again))
+                         (error-of (bpf/unpin! again))
+                         (error-of (bpf/move-pin! again (str path "_moved")))]))
+                    words "this user cannot write to the directory of "]
+                (is (str/includes? untyped "btf-by-id needs CAP_SYS_ADMIN")
+                    "its types take a capability of their own")
+                (is (= [:permission :permission] (map :bpfmap/error [unpin move])))
+                (is (str/starts-with? (:message unpin)
+                                      (str "Removing the pin " path " failed with E")))
+                (is (str/includes? (:message unpin) (str words path)))
+                (is (str/starts-with? (:message move)
+                                      (str "Moving " path " to " path "_moved failed with E")))
+                (is (str/includes? (:message move) (str words path))))))
           (is (.exists (io/file path)))
           (bpf/unpin! m))))))
 

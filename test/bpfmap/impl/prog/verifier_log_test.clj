@@ -34,10 +34,13 @@
          (let [e (verifier-log/explained (error/error :program-rejected "Loading failed with EACCES"
                                                       {:bpfmap/hint "the old hint"})
                                          (str log end)
-                                         {:type :xdp :poison {3 "struct a has no field b"}})]
+                                         {:type :xdp :poison {3 "struct a has no field b"}
+                                          :release "5.10.0-32-cloud-amd64"})]
            (and (is (str/includes? (:bpfmap/hint (ex-data e)) words))
                 (is (str/includes? (ex-message e) words))
                 (is (not (str/includes? (ex-message e) "the old hint")))))
+      "functions that are passed to helpers need Linux 5.13, this is 5.10.0-32-cloud-amd64"
+      "number of funcs in func_info doesn't match number of subprogs"
       "programs of type :xdp cannot call bpf_f on this kernel" "unknown func bpf_f#7"
       "programs of type :xdp cannot call bpf_f" "program of this type cannot use helper bpf_f#7"
       "this kernel has no helper unknown#999" "invalid func unknown#999"
@@ -61,6 +64,17 @@
                         (error/error :program-rejected "Loading failed" {})
                         (str "3: (85) call unknown#195896080\ninvalid func unknown#195896080" end)
                         {:poison {3 "struct a has no field b"}}))))))
+    (testing "a row for older kernels has an error of its own, and does not count on others"
+      (are [kind hint release]
+           (= [kind hint]
+              ((juxt :bpfmap/error :bpfmap/hint)
+               (ex-data (verifier-log/explained
+                         (error/error :program-rejected "Loading failed" {:bpfmap/hint "old"})
+                         (str "number of funcs in func_info doesn't match number of subprogs" end)
+                         {:release release}))))
+        :not-supported "functions that are passed to helpers need Linux 5.13, this is 5.12.19" "5.12.19"
+        :program-rejected "old" "5.13.0"
+        :program-rejected "old" nil))
     (testing "without a log nothing changes"
       (let [e (error/error :program-rejected "Loading failed" {})]
         (is (identical? e (verifier-log/explained e "" {})))))))
