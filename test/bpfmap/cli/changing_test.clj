@@ -236,17 +236,22 @@
                      (second (refused "put" "--yes" id "1" "6" "--field" "b" "--cpus" "9999"))))))))
 
 (kernel-test u1-put-field-under-lock
-  (testing "holds the lock of the value"
-    (with-open [m (a-map {:key :u32 :value [:struct [:lock :spin-lock] [:b :u32] [:c :u32]]
-                          :contents {1 {:b 2 :c 3}}})]
-      (let [flags (atom [])]
-        (with-redefs [bpf/replace! (let [replace! bpf/replace!]
-                                     (fn [m k v options]
-                                       (swap! flags conj options)
-                                       (replace! m k v options)))]
-          (is (= {:b 6 :c 3}
-                 (:value (exec/put {:yes true :ref (id-of m) :key 1 :value 6 :field "b"})))))
-        (is (= [{:lock true}] @flags))))))
+  (testing "holds the lock of the value, unless it is in a struct where the kernel does not find it"
+    (doseq [[value-type value field changed options]
+            [[[:struct [:lock :spin-lock] [:b :u32] [:c :u32]] {:b 2 :c 3} "b" {:b 6 :c 3}
+              [{:lock true}]]
+             [[:struct [:a [:struct [:lock :spin-lock] [:b :u32]]] [:c :u32]] {:a {:b 2} :c 3} "a.b"
+              {:a {:b 6} :c 3}
+              (when (since/here? [:kernel :locks-in-structs]) [{:lock true}])]]]
+      (with-open [m (a-map {:key :u32 :value value-type :contents {1 value}})]
+        (let [given (atom [])]
+          (with-redefs [bpf/replace! (let [replace! bpf/replace!]
+                                       (fn [m k v & options]
+                                         (swap! given conj options)
+                                         (apply replace! m k v options)))]
+            (is (= changed
+                   (:value (exec/put {:yes true :ref (id-of m) :key 1 :value 6 :field field})))))
+          (is (= [options] @given)))))))
 
 (kernel-test u1-put-field-of-changing-value
   (testing "a value that changes between two reads is read again, and never overwritten"

@@ -12,6 +12,7 @@
             [bpfmap.impl.map.bpf-map :as bpf-map]
             [bpfmap.links :as links]
             [bpfmap.prog :as prog]
+            [bpfmap.since :as since]
             [clojure.string :as str]
             [clojure.test :refer [deftest is testing]])
   (:import (bpfmap.impl.prog.program Program)
