@@ -132,13 +132,13 @@
   (private-value? spec :spin-lock))
 
 (def locks-in-structs-since
-  "The first Linux release that finds a lock in a struct that is a member of the value.
+  "The first Linux release that finds a lock in a struct of the value.
 
   Source: btf_find_field_one in kernel/bpf/btf.c."
   "6.11")
 
 (defn nested-lock?
-  "Returns true if values of a spec have spin locks, but only in structs or arrays inside.
+  "Returns true if values of a spec have locks in structs or arrays only.
 
       (nested-lock? {:value [:struct [:a [:struct [:lock :spin-lock]]]]}) ;=> true"
   [spec]

@@ -265,7 +265,7 @@
        (some-> (call/kernel-release) (map-types/at-least? spec/locks-in-structs-since) not)))
 
 (defn locked?
-  "Returns true if values of a map have a lock, and this kernel reads and writes them under it."
+  "Returns true if the values of a map have a lock that this kernel finds."
   [^BpfMap m]
   (and (spec/locked-value? (spec-of m)) (not (unseen-lock? m))))
 

@@ -156,7 +156,7 @@
 (def ^:private lines-shown 6)
 
 (defn- row-for
-  "Does the same as [[row-of]]. Returns nil if the row is for older kernels than this one."
+  "Returns the row of a line, or nil if it is for older kernels than this one."
   [line {:keys [release]}]
   (let [{:keys [before] :as row} (row-of line)]
     (when-not (and before (or (nil? release) (map-types/at-least? release before)))
