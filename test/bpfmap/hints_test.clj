@@ -8,7 +8,9 @@
             [bpfmap.fixture :as fixture :refer [kernel-test]]
             [bpfmap.host :as host]
             [bpfmap.impl.errno :as errno]
+            [bpfmap.impl.kernel.call :as call]
             [bpfmap.impl.kernel.link :as kernel.link]
+            [bpfmap.impl.kernel.map :as kernel.map]
             [bpfmap.impl.kernel.procfs :as procfs]
             [bpfmap.impl.open-object :as open-object]
             [bpfmap.linux :as linux]
@@ -685,6 +687,19 @@
      (with-open [m (create {:type :cpumap})]
        (says (refusal (bpf/put! m 0 16385)) "at most 16384 places")
        (works (do (bpf/put! m 0 16384) nil))))
+
+   :cpu-missing
+   (fn []
+     ;; As of another program: bpfmap makes no map with more entries than there are CPUs.
+     (let [cpus (count (feature/possible-cpus))
+           fd (kernel.map/create {:type :cpumap :key-size 4 :value-size 4 :max-entries (inc cpus)
+                                  :flags #{} :name nil}
+                                 {:op :create})]
+       (try
+         (with-open [m ^Closeable (bpf/open {:map-id (kernel.map/id-of fd {:op :open})})]
+           (says (refusal (bpf/put! m cpus 8)) "the number of a possible CPU")
+           (works (do (bpf/put! m (dec cpus) 8) nil)))
+         (finally (call/close fd)))))
 
    :socket-stored-already
    (fn []

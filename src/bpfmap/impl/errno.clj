@@ -372,6 +372,11 @@
    {:row :cpu-queue-too-long
     :errno #{:EOVERFLOW} :op puts :when #(= :cpumap (:type %)) :error :invalid-value
     :hint "the queue of a CPU must have at most 16384 places"}
+   ;; Another program's map may have more entries than there are CPUs; this process's has not.
+   {:row :cpu-missing
+    :errno #{:ENODEV} :op puts :when #(= :cpumap (:type %)) :error :out-of-range
+    :hint (str "the index must be the number of a possible CPU: "
+               "/sys/devices/system/cpu/possible lists them")}
    {:row :xdp-socket-without-ring
     :errno #{:ENOBUFS} :op puts :when #(= :xdp-socket (stored %)) :error :incompatible
     :hint "an AF_XDP socket must have a receive ring or a transmit ring (setsockopt XDP_RX_RING, XDP_TX_RING)"}

@@ -91,6 +91,7 @@
       22 {:op :put! :type :hash-of-maps} :incompatible
       "a map that matches the :inner-map of the spec"
       12 {:op :put! :type :cpumap} :incompatible "made for CPU maps"
+      19 {:op :put! :type :cpumap :max-entries 64} :out-of-range "the number of a possible CPU"
       22 {:op :create :type :stack-trace} :invalid-spec "kernel.perf_event_max_stack"
       7 {:op :create} :invalid-spec "larger than this kernel allows"
       7 {:op :create :type :arena} :invalid-spec "at most 4 GiB"
