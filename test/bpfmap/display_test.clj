@@ -206,10 +206,7 @@
   [command f]
   (let [process (.start (ProcessBuilder. ^java.util.List command))]
     (try
-      (loop [n 200]
-        (when (and (pos? n) (not (str/includes? (proc (str (.pid process) "/maps")) "libc")))
-          (Thread/sleep 10)
-          (recur (dec n))))
+      (fixture/eventually #(str/includes? (proc (str (.pid process) "/maps")) "libc"))
       (f (.pid process))
       (finally
         (.destroyForcibly process)

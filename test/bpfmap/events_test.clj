@@ -73,10 +73,7 @@
               stopper (elsewhere (fn []
                                    (Thread/sleep (* 1000 (long seconds)))
                                    ;; Processors that are emulated take turns.
-                                   (loop [looks 6000]
-                                     (when (and (pos? looks) (>= least (min (a 0) (b 0))))
-                                       (Thread/sleep 10)
-                                       (recur (dec looks))))
+                                   (eventually #(< least (min (a 0) (b 0))))
                                    (.set stop true)))
               check (fn [seen {:keys [id n check]}]
                       (let [expected (long (seen id 0))]
@@ -258,20 +255,20 @@
     (with-open [m (producer/ring)
                 s (producer/sender m)]
       (with-open [r (events/reader m {:type :u64 :timeout 0.2})]
-        (is (< 190 (millis-of #(is (= [] (into [] r)))) 60000)))
+        (is (< 190 (millis-of #(is (= [] (into [] r)))) fixture/patience)))
       (with-open [r (events/reader m {:type :u64 :seconds 0.3})]
         (let [stop (AtomicBoolean.)
               producing (elsewhere #(while (not (.get stop))
                                       (producer/send! s (producer/of-longs 1))
                                       (Thread/sleep 5)))
               n (volatile! 0)]
-          (is (< 290 (millis-of #(vreset! n (count (into [] r)))) 60000))
+          (is (< 290 (millis-of #(vreset! n (count (into [] r)))) fixture/patience))
           (is (< 2 (long @n)))
           (.set stop true)
           @producing
           (testing "also if the function is slow"
             (producer/send! s (producer/of-longs 1) 250)
-            (is (< 290 (millis-of #(run! (fn [_] (Thread/sleep 10)) r)) 60000))))))))
+            (is (< 290 (millis-of #(run! (fn [_] (Thread/sleep 10)) r)) fixture/patience))))))))
 
 (kernel-test n3-wake-ups
   (testing "records that wake nobody, or everybody, arrive in time"
@@ -309,13 +306,7 @@
       (let [looks (atom [])
             seen (atom [])
             hour 3600000000000
-            until (fn [pred f]
-                    (loop [tries 0]
-                      (or (pred)
-                          (when (< tries 6000)
-                            (f)
-                            (Thread/sleep 10)
-                            (recur (inc tries))))))]
+            until (fn [pred f] (eventually #(or (pred) (do (f) nil))))]
         (with-redefs [reader/slice (fn ^long [^long _ ^long _ by-time]
                                      (swap! looks conj (boolean by-time))
                                      (if by-time hour 1000000))]
@@ -338,11 +329,11 @@
         (let [seen (promise)
               thread (fixture/thread #(deliver seen (events/poll! p)))]
           (is (eventually #(waiting? thread)))
-          (dotimes [_ 6000]
-            (when-not (realized? seen)
-              (producer/send! s (producer/of-longs 7))
-              (events/drain! r identity)
-              (deref seen 10 nil)))
+          (eventually (fn []
+                        (or (realized? seen)
+                            (do (producer/send! s (producer/of-longs 7))
+                                (events/drain! r identity)
+                                nil))))
           (is (= 7 (deref seen 0 :asleep))))))))
 
 (kernel-test peek-pauses
@@ -376,16 +367,16 @@
           (let [begun (System/nanoTime)]
             (is (nil? (events/flush! r)))
             (is (= [1 2] (deref result fixture/patience nil)))
-            (is (< (/ (- (System/nanoTime) begun) 1e6) 60000)))
+            (is (< (/ (- (System/nanoTime) begun) 1e6) fixture/patience)))
           (fixture/join thread))))
     (testing "then a call waits again"
-      (is (< 140 (millis-of #(is (nil? (events/poll! r 0.15)))) 60000)))
+      (is (< 140 (millis-of #(is (nil? (events/poll! r 0.15)))) fixture/patience)))
     (testing "without a call in progress, it applies to the next; poll! returns all events first"
       (producer/send! s (producer/of-longs 3) 2)
       (events/flush! r)
       (is (= 3 (reduce (fn [_ event] (reduced event)) nil r)))
       (is (= [3 nil] [(events/poll! r 20) (events/poll! r 20)]))
-      (is (< 140 (millis-of #(is (nil? (events/poll! r 0.15)))) 60000)))
+      (is (< 140 (millis-of #(is (nil? (events/poll! r 0.15)))) fixture/patience)))
     (testing "a call that throws leaves it to the next"
       (producer/send! s (producer/of-longs 4) 2)
       (events/flush! r)
@@ -621,7 +612,7 @@
         (testing "then the reader can be used again"
           (producer/send! s (producer/of-longs 9))
           (is (= 9 (events/poll! r 1)))
-          (is (< 90 (millis-of #(is (nil? (events/poll! r 0.1)))) 60000) "which waits"))
+          (is (< 90 (millis-of #(is (nil? (events/poll! r 0.1)))) fixture/patience) "which waits"))
         (testing "closing the reader ends it"
           (let [r (events/reader m {:type :u64 :steal true})
                 subscription (events/subscribe r identity)]
@@ -694,7 +685,7 @@
               (producer/send! s (producer/of-longs 7))))
           (is (eventually (fn [] (every? #(= 1 (:events (events/stats %))) readers)))))
         (finally (run! #(.close ^Closeable %) readers)))
-      (is (.await ended 5 TimeUnit/SECONDS))
+      (is (.await ended fixture/patience TimeUnit/MILLISECONDS))
       (run! #(.close ^Closeable %) rings))))
 
 ;; --- types

@@ -251,14 +251,14 @@
 
 (defn eventually
   "Calls f until it returns what is true, for at most a minute, or ten on slow machines; returns what
-  it returned last."
+  it returned last. Pauses 10 ms between calls, and up to 100 ms when it takes longer."
   [f]
   (let [end (+ (System/nanoTime) (* 1000000 (long patience)))]
-    (loop []
+    (loop [pause 10]
       (or (f)
           (when (< (System/nanoTime) end)
-            (Thread/sleep 10)
-            (recur))))))
+            (Thread/sleep pause)
+            (recur (min 100 (inc pause))))))))
 
 ;; --- the process
 

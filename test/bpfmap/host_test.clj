@@ -55,7 +55,7 @@
     (let [over (AtomicBoolean.)
           churns (doall (repeatedly 4 (fn [] (fixture/thread #(while (not (.get over))
                                                                 (bpf/close (bpf/create spec)))))))
-          deadline (+ (System/nanoTime) 20000000000)]
+          deadline (+ (System/nanoTime) (* 1000000 (long fixture/patience)))]
       (try
         (let [skipped (first (filter #(or (seq %) (< deadline (System/nanoTime)))
                                      (repeatedly #(:skipped (meta (host/maps))))))]
@@ -110,7 +110,7 @@
           churns (doall (repeatedly 4 (fn [] (fixture/thread #(while (not (.get over))
                                                                 (.close
                                                                  (filter-program "t_churn")))))))
-          deadline (+ (System/nanoTime) 20000000000)]
+          deadline (+ (System/nanoTime) (* 1000000 (long fixture/patience)))]
       (try
         (let [skipped (first (filter #(or (seq %) (< deadline (System/nanoTime)))
                                      (repeatedly #(:skipped (meta (host/programs))))))]
@@ -206,7 +206,7 @@
                                               (bpf/pin! m (str top "/churn" i))
                                               (bpf/unpin! m)))))
                        (range 4))
-          deadline (+ (System/nanoTime) 20000000000)]
+          deadline (+ (System/nanoTime) (* 1000000 (long fixture/patience)))]
       (try
         (let [skipped (first (filter #(or (seq %) (< deadline (System/nanoTime)))
                                      (repeatedly #(:skipped (meta (host/pins top))))))]

@@ -361,11 +361,8 @@
 (defn- maps-left
   "Maps of the processes that are still there a while after the last of them died."
   []
-  (loop [attempts 50]
-    (let [left (filterv #(= "by_name" (:name %)) (host/maps))]
-      (if (and (seq left) (pos? attempts))
-        (do (Thread/sleep 100) (recur (dec attempts)))
-        left))))
+  (let [left #(filterv (fn [{:keys [name]}] (= "by_name" name)) (host/maps))]
+    (if (fixture/eventually #(empty? (left))) [] (left))))
 
 (defn run
   "Kills n processes, and some more where n is not a multiple of ten; returns `{:rounds :seconds

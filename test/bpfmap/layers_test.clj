@@ -136,6 +136,32 @@
             [n line] (map-indexed vector (str/split-lines text))]
       (is (<= (count line) 100) (str file ":" (inc n))))))
 
+(def ^:private limited-wait
+  "A wait that ends after a fixed time or number of looks, which a slow machine does not meet."
+  (re-pattern (str "\\(loop \\[[a-z]+ [1-9]\\d*\\](?=(?:(?!\n\n)[\\s\\S]){0,400}Thread/sleep)"
+                   "|\\(\\.(?:waitFor|await) [^()]*? \\d+ TimeUnit/"
+                   "|\\(\\+ \\(System/nanoTime\\) \\d{10,}\\)"
+                   "|\\(deref [^() ]+ [1-9]\\d{3,4} ")))
+
+(def ^:private waits-of-their-own
+  "Files with waits whose limit is not that of the tests, with the reason."
+  {"fixture.clj" "it has the limit"
+   "headers_test.clj" "each look is longer than the one before"
+   "layers_test.clj" "it has examples"})
+
+(deftest waits-as-long-as-others
+  (testing "tests wait for a condition as long as fixture/patience, not for a time of their own"
+    (is (= 2 (count (re-seq limited-wait
+                            (str "(loop [tries 5] (or (f) (Thread/sleep 9)))"
+                                 "(.waitFor p 60 TimeUnit/SECONDS) (loop [x 0] x)")))))
+    (is (= {}
+           (into {}
+                 (for [^File file (sources "test/bpfmap" ".clj")
+                       :when (not (waits-of-their-own (.getName file)))
+                       :let [waits (re-seq limited-wait (slurp file))]
+                       :when (seq waits)]
+                   [(str file) waits]))))))
+
 (deftest edges-not-required
   (testing "no namespace below the edges requires an edge"
     (doseq [{:keys [ns requires]} @namespaces :when (< (layer ns) 4)

@@ -122,13 +122,16 @@
 
   Whoever lists the links of the host may still have the link open that was closed here."
   ^Closeable [program target]
-  (loop [tries 12000]
-    (let [l (try
-              (link/attach program target)
-              (catch clojure.lang.ExceptionInfo e
-                (when-not (and (pos? tries) (#{:busy :exists} (:bpfmap/error (ex-data e))))
-                  (throw e))))]
-      (or l (do (Thread/sleep 5) (recur (dec tries)))))))
+  (let [refusal (atom nil)]
+    (or (fixture/eventually
+         #(try
+            (link/attach program target)
+            (catch clojure.lang.ExceptionInfo e
+              (when-not (#{:busy :exists} (:bpfmap/error (ex-data e)))
+                (throw e))
+              (reset! refusal e)
+              nil)))
+        (throw @refusal))))
 
 (defn rounds
   "Attaches and detaches n times each kind of link, or some kinds; returns by kind the milliseconds

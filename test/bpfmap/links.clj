@@ -24,17 +24,12 @@
   (prog/load (merge {:type type :insns insns} more)))
 
 (defn eventually?
-  "Returns true if f returns true within a minute.
+  "Returns true if f returns true within the time of [[fixture/eventually]].
 
   Whoever lists the links of the host has each of them open for a moment, and a link ends when
   nobody has it open."
   [f]
-  (let [end (+ (System/nanoTime) 60000000000)]
-    (loop []
-      (cond
-        (f) true
-        (< end (System/nanoTime)) false
-        :else (do (Thread/sleep 20) (recur))))))
+  (boolean (fixture/eventually f)))
 
 (defn counter
   "An array of one number."

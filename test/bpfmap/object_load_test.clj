@@ -354,11 +354,7 @@
           (is (every? #(str/includes? % "injected") outcomes))
           (testing "the kernel frees maps of programs a little later"
             (let [left? #(some (fn [{:keys [name]}] (= (subs unique 0 15) name)) (host/maps))]
-              (is (loop [tries 0]
-                    (cond
-                      (not (left?)) true
-                      (= 100 tries) false
-                      :else (do (Thread/sleep 50) (recur (inc tries)))))))))
+              (is (fixture/eventually (complement left?))))))
         (finally
           (run! #(.delete ^File %) (reverse (file-seq dir))))))))
 

@@ -166,11 +166,11 @@
   may not trace it."
   ^java.io.Closeable []
   (let [{:keys [pid] :as child} (child-process "setpriv" "--reuid=65533" "--clear-groups")]
-    (loop [tries 0]
-      (cond
-        (re-find #"Uid:\s+65533\s" (:out (fixture/run ["cat" (str "/proc/" pid "/status")]))) child
-        (= 100 tries) (throw (ex-info "the process did not change its user" {:pid pid}))
-        :else (do (Thread/sleep 20) (recur (inc tries)))))))
+    (when-not (fixture/eventually
+               #(re-find #"Uid:\s+65533\s"
+                         (:out (fixture/run ["cat" (str "/proc/" pid "/status")]))))
+      (throw (ex-info "the process did not change its user" {:pid pid})))
+    child))
 
 ;; --- cgroups
 
@@ -201,13 +201,9 @@
 (defn- remove-directory
   "Removes a cgroup. Its processes have ended, but the kernel may still be about to take them out."
   [^File dir]
-  (loop [tries 500]
-    (when-not (.delete dir)
-      (if (zero? tries)
-        (throw (ex-info (str "the cgroup is still in use: " dir)
-                        {:processes (slurp (io/file dir "cgroup.procs"))}))
-        (do (Thread/sleep 10)
-            (recur (dec tries)))))))
+  (when-not (fixture/eventually #(.delete dir))
+    (throw (ex-info (str "the cgroup is still in use: " dir)
+                    {:processes (slurp (io/file dir "cgroup.procs"))}))))
 
 (defn cgroup
   "A new cgroup without processes: `{:path :fd :id}`, the id that programs see. Closing it removes

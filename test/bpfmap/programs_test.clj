@@ -101,11 +101,7 @@
                  (:id cgroup))
             gone? #(= :ENOENT (counts m (pack :u64 id)))]
         ;; The kernel releases a removed cgroup when it comes to it.
-        (is (loop [tries 500]
-              (or (gone?)
-                  (when (pos? tries)
-                    (Thread/sleep 10)
-                    (recur (dec tries))))))))))
+        (is (fixture/eventually gone?))))))
 
 ;; --- stacks
 

@@ -93,11 +93,8 @@
                                            [(:bpfmap/error (ex-data e)) (ex-message e)]))
                                     (Thread/interrupted)])))]
     (.start thread)
-    (is (loop [attempts 500]
-          (cond (= Thread$State/TIMED_WAITING (.getState thread)) true
-                (= Thread$State/WAITING (.getState thread)) true
-                (zero? attempts) false
-                :else (do (Thread/sleep 20) (recur (dec attempts)))))
+    (is (fixture/eventually
+         #(#{Thread$State/TIMED_WAITING Thread$State/WAITING} (.getState thread)))
         "it waits")
     (Thread/sleep 20)
     (.interrupt thread)
@@ -131,12 +128,8 @@
                   "when it was interrupted before, too"))))
         (testing "and nothing stays open"
           (is (= {1 10} (bpf/snapshot m)))
-          (is (not-any? (comp #{"bpfmap_demo"} :name)
-                        (loop [attempts 50]
-                          (let [maps (host/maps)]
-                            (if (and (some (comp #{"bpfmap_demo"} :name) maps) (pos? attempts))
-                              (do (Thread/sleep 100) (recur (dec attempts)))
-                              maps))))))))))
+          (is (fixture/eventually
+               (fn [] (not-any? (comp #{"bpfmap_demo"} :name) (host/maps))))))))))
 
 (kernel-test interrupted-commands
   (testing "an interrupt changes no result of a command"

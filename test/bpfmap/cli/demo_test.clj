@@ -35,11 +35,7 @@
   [args f]
   (let [before (demo-maps)
         running (future (apply bpfmap "demo" args))]
-    (loop [attempts 2000]
-      (when-not (some counting? (remove before (demo-maps)))
-        (when (and (pos? attempts) (not (realized? running)))
-          (Thread/sleep 5)
-          (recur (dec attempts)))))
+    (fixture/eventually #(or (some counting? (remove before (demo-maps))) (realized? running)))
     (f)
     @running))
 
@@ -108,12 +104,10 @@
 (kernel-test events-of-processes
   (testing "--events prints the start and end of each program as it happens"
     (let [running (future (bpfmap "demo" "--events" "--seconds" "3" "--edn"))
-          _ (loop [attempts 400]
-              (when-not (some #(and (= "bpfmap_demo" (:name %)) (= :raw-tracepoint (:type %)))
-                              (host/programs))
-                (when (pos? attempts)
-                  (Thread/sleep 5)
-                  (recur (dec attempts)))))
+          _ (fixture/eventually
+             (fn []
+               (some #(and (= "bpfmap_demo" (:name %)) (= :raw-tracepoint (:type %)))
+                     (host/programs))))
           _ (Thread/sleep 200)
           ^java.util.List command ["/bin/sh" "-c" "exit 0"]
           process (.start (ProcessBuilder. command))

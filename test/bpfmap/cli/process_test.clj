@@ -121,14 +121,11 @@
                           (.redirectOutput out)
                           (.redirectError (File. "/dev/null"))))]
     (try
-      (loop [attempts 600]
-        (when (and (pos? attempts) (.isAlive process) (not (counting? (.pid process))))
-          (Thread/sleep 50)
-          (recur (dec attempts))))
+      (fixture/eventually #(or (not (.isAlive process)) (counting? (.pid process))))
       (Thread/sleep 300)
       (fixture/run ["sh" "-c" (str "kill -" signal " " (.pid process))])
       (let [begun (System/nanoTime)]
-        (is (.waitFor process 120 TimeUnit/SECONDS))
+        (is (.waitFor process (* 2 (long fixture/patience)) TimeUnit/MILLISECONDS))
         {:exit (.exitValue process)
          :out (slurp out)
          :seconds (/ (- (System/nanoTime) begun) 1e9)})
@@ -142,7 +139,7 @@
             :let [{:keys [exit out seconds]} (interrupted-demo signal)
                   {:keys [total] {:keys [id]} :map} (edn/read-string out)]]
       (is (= code exit))
-      (is (< seconds 30))
+      (is (< (* 1000 (double seconds)) fixture/patience))
       (is (and total (pos? total)) "the counts so far are printed")
       (is (some? id))
       (is (= :not-found (:bpfmap/error (fixture/error-of (bpf/open id)))))
@@ -183,12 +180,9 @@
                           (.redirectOutput out)
                           (.redirectError err)))]
     (try
-      (loop [attempts 600]
-        (when (and (pos? attempts) (.isAlive process) (= "" (slurp out)))
-          (Thread/sleep 50)
-          (recur (dec attempts))))
+      (fixture/eventually #(or (not (.isAlive process)) (not= "" (slurp out))))
       (f process)
-      {:exit (when (.waitFor process 120 TimeUnit/SECONDS) (.exitValue process))
+      {:exit (when (.waitFor process (* 2 (long fixture/patience)) TimeUnit/MILLISECONDS) (.exitValue process))
        :out (slurp out) :err (slurp err)}
       (finally
         (.destroyForcibly process)

@@ -32,15 +32,13 @@
   (str/split-lines (:out (tmux "capture-pane" "-p" "-t" "it"))))
 
 (defn- wait-for
-  "Waits until the lines on the terminal are as they should be, at most some minutes; returns them."
+  "Waits until the lines on the terminal are as they should be, at most as long as [[fixture/eventually]] does;
+  returns them."
   [as-wanted?]
-  (loop [attempts 900]
-    (let [lines (screen)]
-      (if (or (as-wanted? lines) (zero? attempts))
-        (do (is (as-wanted? lines) (str/join "\n" lines))
-            lines)
-        (do (Thread/sleep 200)
-            (recur (dec attempts)))))))
+  (let [last-one (atom nil)]
+    (fixture/eventually #(as-wanted? (reset! last-one (screen))))
+    (is (as-wanted? @last-one) (str/join "\n" @last-one))
+    @last-one))
 
 (defn- type-line [text]
   (tmux "send-keys" "-t" "it" "-l" text)
@@ -213,8 +211,7 @@
                                ((requiring-resolve
                                  'bpfmap.exec/list) {:where "name=bpfmap_demo"})))]
       (try
-        (let [id (loop [attempts 300]
-                   (or (its-map) (when (pos? attempts) (Thread/sleep 200) (recur (dec attempts)))))
+        (let [id (fixture/eventually its-map)
               put (str "$bpfmap put " id " 100000 1")]
           (is (some? id))
           (with-open [m ^Closeable (bpf/open id)]

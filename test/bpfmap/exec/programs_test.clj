@@ -51,10 +51,7 @@
 (defn- with-counter
   "Does the same as [[with-another-counter]], when the kernel has freed the programs before it."
   [f]
-  (loop [attempts 500]
-    (when (and (pos? attempts) (some #(= counter (:name %)) (host/programs {:brief true})))
-      (Thread/sleep 20)
-      (recur (dec attempts))))
+  (fixture/eventually (fn [] (not-any? #(= counter (:name %)) (host/programs {:brief true}))))
   (with-another-counter f))
 
 (defn- held-here

@@ -34,14 +34,10 @@
   (dotimes [_ n] (.exists (io/file "/proc/self"))))
 
 (defn- gone?
-  "Returns true if the kernel has none of the programs any more, after a minute at most."
+  "Returns true if the kernel has none of the programs any more, soon or later."
   [ids]
-  (loop [attempts 3000]
-    (let [there (into #{} (map :id) (host/programs {:brief true}))]
-      (cond
-        (not-any? there ids) true
-        (pos? attempts) (do (Thread/sleep 20) (recur (dec attempts)))
-        :else false))))
+  (boolean (fixture/eventually
+            #(not-any? (into #{} (map :id) (host/programs {:brief true})) ids))))
 
 ;; --- rows
 
@@ -326,7 +322,7 @@
     (fn [^Process process out]
       (is (fixture/eventually #(or (seq (rows-of out)) (not (.isAlive process)))))
       (signal! process signal)
-      (is (.waitFor process 120 TimeUnit/SECONDS))
+      (is (.waitFor process (* 2 (long fixture/patience)) TimeUnit/MILLISECONDS))
       {:exit (.exitValue process) :rows (rows-of out)})))
 
 (kernel-test q4-signal-ends-run
@@ -351,7 +347,7 @@
           (is (= :running (:status row)))
           (is (.isAlive process))
           (.close ^Closeable reader)
-          (is (.waitFor process 120 TimeUnit/SECONDS))
+          (is (.waitFor process (* 2 (long fixture/patience)) TimeUnit/MILLISECONDS))
           (is (= 141 (.exitValue process)))
           (is (nothing-left? row)))))))
 
@@ -382,7 +378,7 @@
               maps (volatile! #{})]
           (is (fixture/eventually #(or (seq (vreset! maps (ids))) (not (.isAlive process)))))
           (signal! process "INT")
-          (is (.waitFor process 120 TimeUnit/SECONDS))
+          (is (.waitFor process (* 2 (long fixture/patience)) TimeUnit/MILLISECONDS))
           (is (= 130 (.exitValue process)))
           (is (contains? #{[] [:running :ended]} (keep :status (rows-of out))))
           (is (fixture/eventually #(not-any? @maps (map :id (host/maps {:brief true}))))))))))

@@ -288,8 +288,7 @@
                                      ^List (into ["env" "--default-signal"] (command classpath file)))
                                 (.redirectError err)))
               signal #(fixture/run ["kill" (str "-" %) (str (.pid process))])
-              until (fn [f] (loop [n 0]
-                              (or (f) (when (< n 1200) (Thread/sleep 100) (recur (inc n))))))]
+              until fixture/eventually]
           (try
             (let [line (.readLine ^BufferedReader (io/reader (.getInputStream process)))
                   [_ url] (re-matches #"Metrics are at (http://127\.0\.0\.1:\d+/metrics)" (str line))

@@ -76,7 +76,7 @@
   (start-command (vec (concat command args))))
 
 (defn- ended [^Process process]
-  (when (.waitFor process 60 TimeUnit/SECONDS)
+  (when (.waitFor process fixture/patience TimeUnit/MILLISECONDS)
     (.exitValue process)))
 
 (deftest signal-removes-socket

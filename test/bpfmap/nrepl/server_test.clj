@@ -63,13 +63,9 @@
                                  (PosixFilePermissions/fromString permissions)))
 
 (defn- soon
-  "Whether something comes to be true within a minute."
+  "Whether something comes to be true within the patience of the tests."
   [f]
-  (loop [tries 600]
-    (cond
-      (f) true
-      (zero? tries) false
-      :else (do (Thread/sleep 100) (recur (dec tries))))))
+  (boolean (fixture/eventually f)))
 
 ;; --- a server as nREPL's clients know one
 

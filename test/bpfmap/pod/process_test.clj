@@ -44,11 +44,7 @@
         (testing "what the JVM prints, here its threads, goes to stderr"
           (fixture/run ["kill" "-QUIT" (str (.pid process))])
           (is (= 4 (client/invoke c 'pod.bpfmap.type/size [:u32] {})))
-          (is (loop [tries 600]
-                (cond
-                  (str/includes? (slurp err) "Full thread dump") true
-                  (zero? tries) false
-                  :else (do (Thread/sleep 100) (recur (dec tries)))))))
+          (is (fixture/eventually #(str/includes? (slurp err) "Full thread dump"))))
         (testing "objects that are opened and closed leave no descriptor"
           (let [m (call 'create spec)
                 round #(call 'close (call 'clone m))]

@@ -485,7 +485,8 @@
                                                         [(:bpfmap/error (ex-data %))
                                                          (ex-message %)])}
                                    prn))
-                     '[seen (deref done 60000 :not-done) (deref ended 60000 :not-ended)]))))))
+                     ['seen (list 'deref 'done fixture/patience :not-done)
+                      (list 'deref 'ended fixture/patience :not-ended)]))))))
 
 (def ^:private with-ring
   "Forms that define a ring, a program that sends it a record, and a function that sends n."
@@ -547,7 +548,7 @@
                              '(def waiting (future (events/poll! r)))
                              '(Thread/sleep 100)
                              '(bpf/close r)
-                             '(deref waiting 20000 :none)))))))
+                             (list 'deref 'waiting fixture/patience :none)))))))
 
 (kernel-test subscribes-to-events
   (testing "a function is called with each event until the subscription is closed"
@@ -561,12 +562,12 @@
                                                     (fn [n] (.put seen n))))
                           '(send-some 3)
                           '(def found (vec (repeatedly
-                                           3 #(.poll seen 20
+                                           3 #(.poll seen 60
                                                      java.util.concurrent.TimeUnit/SECONDS))))
                           '(bpf/close s)
-                          '(def ended (deref done 20000 :not-done))
+                          (list 'def 'ended (list 'deref 'done fixture/patience :not-done))
                           '(send-some 1)
-                          '[found ended (if (= 4 (events/poll! r 5)) :again :lost)]))))))
+                          '[found ended (if (= 4 (events/poll! r 60)) :again :lost)]))))))
 
 (kernel-test back-pressure
   (testing "events of a slow client stay in the ring, and none is lost"
@@ -578,12 +579,16 @@
                          '(def seen (atom []))
                          '(def s (events/subscribe r (fn [n] @go (swap! seen conj n))))
                          '(send-some 3000)
-                         ;; At most 1024 were read; the rest fills the ring.
+                         ;; At most 1024 were read; the rest fills the ring, and stays there.
+                         '(loop [n 0]
+                            (when (and (< 31616 (:fill (events/stats m))) (< n 60000))
+                              (Thread/sleep 10)
+                              (recur (inc n))))
                          '(Thread/sleep 500)
                          '(def fill (:fill (events/stats m)))
                          '(deliver go true)
                          '(loop [n 0]
-                            (when (and (< (count @seen) 3000) (< n 2000))
+                            (when (and (< (count @seen) 3000) (< n 60000))
                               (Thread/sleep 10)
                               (recur (inc n))))
                          '(bpf/close s)

@@ -176,11 +176,10 @@
     (let [before (fixture/settled-descriptors)]
       (dotimes [_ 500] (create nil))
       (is (< (+ before 100) (fixture/open-descriptors)))
-      (loop [tries 0]
-        (System/gc)
-        (Thread/sleep 50)
-        (when (and (< before (fixture/settled-descriptors)) (< tries 100))
-          (recur (inc tries))))
+      (fixture/eventually (fn []
+                            (System/gc)
+                            (Thread/sleep 50)
+                            (<= (fixture/settled-descriptors) before)))
       (is (= before (fixture/open-descriptors))))))
 
 (kernel-test l3-map-in-use-kept

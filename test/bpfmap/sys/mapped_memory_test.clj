@@ -36,10 +36,10 @@
    (an-array (merge change {:max-entries (* (quot (long fixture/page-size) 8) (long pages))}))))
 
 (defn- settled [condition]
-  (loop [tries 0]
-    (System/gc)
-    (Thread/sleep 50)
-    (if (or (condition) (= tries 100)) (condition) (recur (inc tries)))))
+  (fixture/eventually (fn []
+                        (System/gc)
+                        (Thread/sleep 50)
+                        (condition))))
 
 (deftest invalid-range-rejected
   (testing "rejects a range that is not valid"
@@ -178,11 +178,11 @@
 
 (defn- accessing
   "Accesses on eight threads to whatever memory `current` holds, until there were so many and
-  `enough?` says so, or two minutes are over. Returns how many were refused as closed."
+  `enough?` says so, or it has lasted too long. Returns how many were refused as closed."
   [^AtomicReference current total enough?]
   (let [done (AtomicLong.)
         refused (AtomicLong.)
-        deadline (+ (System/nanoTime) 120000000000)]
+        deadline (+ (System/nanoTime) (* 2000000 (long fixture/patience)))]
     (fixture/in-threads 8 (fn [_]
                             (loop []
                               (when-not (and (<= (long total) (.get done))

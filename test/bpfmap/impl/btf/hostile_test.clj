@@ -155,7 +155,7 @@
       (is (= blobs (+ (:refused outcomes) (:whole outcomes) (:in-part outcomes))))
       (is (every? #(< (/ blobs 20) (% outcomes)) [:refused :whole :in-part])
           "the mutations reach everywhere")
-      (is (< (:worst-ms outcomes) 500))
+      (is (< (:worst-ms outcomes) (* fixture/slowness 500)))
       (is (< (:worst-ratio outcomes) 500) "memory, by byte of the blob"))))
 
 (deftest mutated-kernel-blob
@@ -168,7 +168,7 @@
                 bytes (broken bytes (ByteOrder/nativeOrder) random)
                 {:keys [result ms] allocated :bytes} (samples/cost #(try-one bytes nil random))]
             (is (some? result))
-            (is (< ms 2000))
+            (is (< ms (* fixture/slowness 2000)))
             (is (< allocated (+ 1e6 (* 2 (alength bytes)))))))))))
 
 (deftest random-bytes-as-blob

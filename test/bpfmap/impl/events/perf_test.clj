@@ -146,7 +146,8 @@
                            (< (- sent (.get seen)) 4000) (do (pump/run p 100) (recur (+ sent 100)))
                            :else (do (Thread/sleep 1) (recur sent)))))]
         (try
-          (with-open [r (events/reader m {:type numbers :with-cpu true :timeout 20})]
+          (with-open [r (events/reader m {:type numbers :with-cpu true
+                                           :timeout (quot (long fixture/patience) 1000)})]
             (let [producers (mapv (fn [cpu p seen]
                                     (fixture/thread
                                      (fn [] (pump/on-cpu cpu #(send-all cpu p seen)))))

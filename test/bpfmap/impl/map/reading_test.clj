@@ -144,10 +144,7 @@
                                         (when (= 7 i)
                                           (.close ^Closeable (by-id (order 8)))
                                           ;; The kernel takes its time.
-                                          (loop [tries 500]
-                                            (when (and (m (order 8)) (pos? tries))
-                                              (Thread/sleep 10)
-                                              (recur (dec tries)))))))]
+                                          (fixture/eventually #(nil? (m (order 8)))))))]
             (is (= (set (keys by-id)) (set order)))
             (is (= (remove #{(order 8)} order) seen)
                 "the kernel says that nothing follows a storage that is gone"))

@@ -1,6 +1,7 @@
 (ns bpfmap.impl.object.malformed-test
   "Every error of an object that cannot be read: its message and its place."
   (:require [bpfmap.elf-file :as elf :refer [btf code extension merged object program text words]]
+            [bpfmap.fixture :as fixture]
             [bpfmap.impl.btf.samples :as samples]
             [bpfmap.impl.object.reader :as reader]
             [bpfmap.object :as object]
@@ -361,7 +362,7 @@
   (let [{:keys [result ms] allocated :bytes}
         (samples/cost #(try (reader/of-bytes bytes) :read
                             (catch ExceptionInfo e (:bpfmap/error (ex-data e)))))]
-    (is (< (double ms) 1000))
+    (is (< (double ms) (* fixture/slowness 1000)))
     (is (< (long allocated) 200e6))
     result))
 
