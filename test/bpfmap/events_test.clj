@@ -10,7 +10,6 @@
             [bpfmap.impl.kernel.events :as kernel.events]
             [bpfmap.impl.map.bpf-map :as bpf-map]
             [bpfmap.producer :as producer]
-            [bpfmap.pump :as pump]
             [bpfmap.since :as since]
             [clojure.string :as str]
             [clojure.test :refer [is testing]]
@@ -107,33 +106,29 @@
       (is (= 5 (:discarded (events/stats r))))
       (is (= 0 (:fill (events/stats r)))))))
 
-(kernel-test ^{:needs [[:kernel :loops]]} n1-busy
+(kernel-test ^{:needs [[:kernel :sleeping-programs]]} n1-busy
   (testing "a busy record and those behind it are delivered later, and the statistics show it"
     (with-open [m (producer/ring)
                 s (producer/sender m)
-                gate (bpf/create {:type :array :key :u32 :value :u64 :max-entries 1})
-                slow (producer/reserving m :submit gate)
-                r (events/reader m {:type pair :timeout 5})]
-      ;; The program would keep its CPU from the test if both had the same.
-      (let [last-cpu (dec (.availableProcessors (Runtime/getRuntime)))
-            running (elsewhere (fn [] (pump/on-cpu last-cpu #(producer/run slow))))]
-        (pump/on-cpu
-         0
-         (fn []
-           (try
-             (while (not (or (:busy (events/stats r)) (realized? running))))
-             (producer/send! s (producer/of-longs 3 4))
-             (is (nil? (events/poll! r 0)))
-             (is (= 0 (events/drain! r identity)))
-             (let [{:keys [position seconds]} (:busy (events/stats r))]
-               (is (= 0 position))
-               (is (< 0 seconds 10))
-               (is (= position (:position (:busy (events/stats m))))
-                   "as of a map that somebody else reads"))
-             (is (not (realized? running)))
-             (finally (bpf/put! gate 0 1)))))
+                keeper (producer/keeping m)
+                r (events/reader m {:type pair :timeout (quot (long fixture/patience) 1000)})]
+      (let [page (producer/missing-page)
+            running (elsewhere #(producer/keep-record keeper page))]
+        (try
+          (is (eventually #(:busy (events/stats r))))
+          (producer/send! s (producer/of-longs 3 4))
+          (is (nil? (events/poll! r 0)))
+          (is (= 0 (events/drain! r identity)))
+          (let [{:keys [position seconds]} (:busy (events/stats r))]
+            (is (= 0 position))
+            (is (< 0 seconds))
+            (is (eventually #(< seconds (:seconds (:busy (events/stats r))))) "and grow")
+            (is (= position (:position (:busy (events/stats m))))
+                "as of a map that somebody else reads"))
+          (is (not (realized? running)))
+          (finally (.close page)))
         (is (= [{:a 7 :b 8} {:a 3 :b 4}] (into [] (take 2) r)))
-        (is (= :value (first @running)))
+        (is (= :value (first (deref running fixture/patience [:late]))))
         (is (nil? (:busy (events/stats r))))))))
 
 (kernel-test n1-several-rings

@@ -2,14 +2,17 @@
   "Programs that send events, and files that look like a ring buffer.
 
   A program sends one record for each run of `bpfmap.prog/test-run`."
-  (:require [bpfmap.bytes :as bytes]
+  (:require [bpfmap.asm :as asm]
+            [bpfmap.bytes :as bytes]
             [bpfmap.core :as bpf]
             [bpfmap.fixture :as fixture]
             [bpfmap.impl.kernel.call :as call]
+            [bpfmap.impl.kernel.prog :as kernel.prog]
+            [bpfmap.impl.map.bpf-map :as bpf-map]
             [bpfmap.prog :as prog])
   (:import (bpfmap.sys Fd FileSyscalls MappedMemory RingBuffer RingFollower)
            (java.io Closeable File RandomAccessFile)
-           (java.lang.foreign MemorySegment ValueLayout)))
+           (java.lang.foreign Arena MemorySegment ValueLayout)))
 
 (set! *warn-on-reflection* true)
 
@@ -107,42 +110,92 @@
                       [:exit]]}))
 
 (defn reserving
-  "A program that reserves a record of 16 bytes, and then submits or discards it.
+  "A program that reserves a record of 16 bytes, and then submits or discards it."
+  ^Closeable [m how]
+  (prog/load {:type :socket-filter
+              :insns [[:lddw :r1 m]
+                      [:mov64 :r2 16]
+                      [:mov64 :r3 0]
+                      [:call :ringbuf-reserve]
+                      [:jeq :r0 0 :end]
+                      [:stdw [:r0 0] 7]
+                      [:stdw [:r0 8] 8]
+                      [:mov64 :r1 :r0]
+                      [:mov64 :r2 0]
+                      [:call ({:submit :ringbuf-submit :discard :ringbuf-discard} how)]
+                      :end
+                      [:mov64 :r0 0]
+                      [:exit]]}))
 
-  With a gate, an array of one u64, the record is busy until the gate is not 0: then the program
-  waits for it, with at most 256 times 2^23 looks, which take seconds."
-  (^Closeable [m how] (reserving m how nil))
-  (^Closeable [m how gate]
-   (prog/load {:type :socket-filter
-               :insns (list [:lddw :r1 m]
-                            [:mov64 :r2 16]
-                            [:mov64 :r3 0]
-                            [:call :ringbuf-reserve]
-                            [:jeq :r0 0 :end]
-                            [:mov64 :r6 :r0]
-                            [:stdw [:r6 0] 7]
-                            [:stdw [:r6 8] 8]
-                            (apply list (repeat (if gate 256 0)
-                                                (list [:mov64 :r1 (bit-shift-left 1 23)]
-                                                      [:ld-func :r2 :look]
-                                                      [:mov64 :r3 0]
-                                                      [:mov64 :r4 0]
-                                                      [:call :loop])))
-                            [:mov64 :r1 :r6]
-                            [:mov64 :r2 0]
-                            [:call ({:submit :ringbuf-submit :discard :ringbuf-discard} how)]
-                            :end
-                            [:mov64 :r0 0]
-                            [:exit]
-                            (when gate
-                              (list :look
-                                    [:ld-map-value :r1 gate 0]
-                                    [:ldxdw :r2 [:r1 0]]
-                                    [:mov64 :r0 0]
-                                    [:jeq :r2 0 :closed]
-                                    [:mov64 :r0 1] ; ends the loop
-                                    :closed
-                                    [:exit])))})))
+(deftype MissingPage [arena fd ^long address]
+  Closeable
+  (close [_] (fixture/syscall "close" fd)))
+
+(defn missing-page
+  "A page of this process that is not there until it is closed: who reads it waits for that.
+
+  Source: linux/userfaultfd.h. The page belongs to an arena of its own, since reading a page of the
+  heap would block the collector."
+  ^MissingPage []
+  (let [arena (Arena/ofAuto)
+        memory (.allocate arena (* 3 (long fixture/page-size)) (long fixture/page-size))
+        address (+ (.address memory) (long fixture/page-size))
+        longs (fn [& xs]
+                (let [m (.allocate arena 32 8)]
+                  (dorun (map-indexed #(.setAtIndex m ValueLayout/JAVA_LONG (long %1) (long %2)) xs))
+                  (.address m)))
+        fd (fixture/syscall "userfaultfd" 0)
+        request (fn [number & xs]
+                  (assert (zero? (long (fixture/syscall "ioctl" fd number (apply longs xs))))))]
+    (assert (not (neg? (long fd))))
+    (request 0xc018aa3f 0xaa 0 0)                        ; UFFDIO_API
+    (request 0xc020aa00 address fixture/page-size 1 0)   ; UFFDIO_REGISTER, missing pages
+    (assert (zero? (long (fixture/syscall "madvise" address fixture/page-size 4)))) ; DONTNEED
+    (MissingPage. arena fd address)))
+
+(defn keeping
+  "A program that reserves a record of 16 bytes, and submits it when a [[missing-page]] is there:
+  it sleeps until then, and needs no CPU. Run it by [[keep-record]]."
+  ^Closeable [m]
+  (let [{:keys [bytes relocations]}
+        (asm/assemble [[:ldxdw :r7 [:r1 0]]
+                       [:lddw :r1 m]
+                       [:mov64 :r2 16]
+                       [:mov64 :r3 0]
+                       [:call :ringbuf-reserve]
+                       [:jeq :r0 0 :end]
+                       [:mov64 :r6 :r0]
+                       [:stdw [:r6 0] 7]
+                       [:stdw [:r6 8] 8]
+                       [:stdw [:r10 -8] 0]
+                       [:mov64 :r1 :r10]
+                       [:add64 :r1 -8]
+                       [:mov64 :r2 8]
+                       [:mov64 :r3 :r7]
+                       [:call :copy-from-user]
+                       [:mov64 :r1 :r6]
+                       [:mov64 :r2 0]
+                       [:call :ringbuf-submit]
+                       :end
+                       [:mov64 :r0 0]
+                       [:exit]])
+        {:keys [^Fd fd]} (kernel.prog/load
+                          {:type (prog/types :syscall) :license "GPL" :flags #{:sleepable}
+                           :insns bytes :patch! asm/patch-map-fd!
+                           :relocations (mapv #(assoc % :fd (bpf-map/descriptor (:ref %)))
+                                              relocations)}
+                          {:op :load})
+        number (.acquire fd)]
+    (try
+      (prog/open {:fd number})
+      (finally (.release fd) (call/close fd)))))
+
+(defn keep-record
+  "Runs a program of [[keeping]], which returns when the page is there."
+  [program ^MissingPage page]
+  (prog/test-run program {:context (bytes/->bytes (for [i (range 8)]
+                                                    (bit-and 0xff (bit-shift-right (.-address page)
+                                                                                   (* 8 i)))))}))
 
 (defn run
   "Runs a program that needs no packet, so many times."
