@@ -29,7 +29,7 @@
   Options:
 
   - `:cpus`: the number of CPUs, each with a value in a per-CPU map; default: 2
-  - `:mapped`: as for `bpfmap.core/create`
+  - `:mapped` and `:pin-path`: as for `bpfmap.core/create`; a spec with `:pinning` is refused
 
   Throws `:invalid-spec` and `:invalid-value` as `bpfmap.core/create` does, and `:not-supported` for
   any other type, for `:pinning` and for the flag `:rb-overwrite`.

@@ -177,6 +177,53 @@
                            (some->> shrunk :smallest first
                                     (differences spec cpus) pr-str)))))))))
 
+;; Each is refused, and the data of the error has the same operation, path and hint.
+(kernel-test refused-like-kernel
+  (testing "a spec or an option that create rejects is rejected alike"
+    (let [hash {:name "t_sim" :type :hash :key :u32 :value :u64 :max-entries 4}
+          array {:type :array :value :u64 :max-entries 4}
+          data (fn [create spec options]
+                 (try
+                   (bpf/close (create spec options))
+                   (catch ExceptionInfo e
+                     (assoc (ex-data e) :message (str/replace (ex-message e) #"map \d+" "map ID")))))
+          comparable #(-> %
+                          (update :bpfmap/map dissoc :id)
+                          ;; The options that it recommends have :cpus.
+                          (cond-> (str/starts-with? (str (:message %)) "Unknown option")
+                            (dissoc :message :bpfmap/hint)))]
+      (doseq [[spec options]
+              [[nil nil] [7 nil] [{} nil] [(assoc hash :type :hsh) nil] [(assoc hash :x 1) nil]
+               [(dissoc hash :key) nil] [(assoc hash :key :u33) nil] [(assoc hash :max-entries 0) nil]
+               [(assoc hash :max-entries "x") nil] [(assoc hash :flags #{:mmapable}) nil]
+               [(assoc hash :flags #{:nope}) nil] [(assoc hash :name 7) nil]
+               [(assoc hash :contents {1 -1}) nil] [(assoc hash :contents {"x" 1}) nil]
+               [(assoc hash :contents (zipmap (range 5) (range))) nil]
+               [(assoc hash :contents 7) nil] [(assoc hash :freeze 7) nil]
+               [(assoc array :contents {4 1}) nil] [(assoc array :key :u64) nil]
+               [{:type :lpm-trie :key [:prefix :ipv4] :value :u32 :max-entries 4 :flags #{}} nil]
+               [{:type :queue :key :u32 :value :u32 :max-entries 4} nil]
+               [{:type :queue :value :u32 :max-entries 1 :contents [1 2]} nil]
+               [{:type :ringbuf :max-entries 0} nil] [{:type :ringbuf :value :u32 :max-entries 1} nil]
+               [{:type :array-of-maps :max-entries 1} nil]
+               [{:type :array-of-maps :max-entries 1 :inner-map (dissoc hash :key)} nil]
+               [{:type :array-of-maps :max-entries 1
+                 :inner-map {:type :array-of-maps :max-entries 1 :inner-map hash}} nil]
+               [hash 7] [hash {:typ 1}] [hash {:mapped 7}] [hash {:pin-path 7}]
+               [hash {:mapped true}] [array {:mapped true}]]
+              :let [expected (data bpf/create spec options)]]
+        (testing [spec options]
+          (is (some? (:bpfmap/error expected)))
+          (is (= (comparable expected) (comparable (data sim/create spec options)))))))))
+
+(kernel-test takes-the-options-of-create
+  (testing "options of create that change nothing are accepted"
+    (doseq [create [bpf/create sim/create]]
+      (with-open [m ^Closeable (create {:type :array :value :u64 :max-entries 4 :flags #{:mmapable}}
+                                       {:mapped true :pin-path "/nowhere"})]
+        (bpf/put! m 1 7)
+        (is (= 7 (m 1)))))))
+
 ;; --- handles, memory, refusals
 
 (defn- error-of [f]

@@ -24,7 +24,8 @@
 
   The operation is the `:bpfmap/op` of errors. The order is the order in messages."
   {:create {:pin-path anything :mapped flag}
-   :simulate {:cpus [#(and (int? %) (<= 1 (long %) 8192)) "an integer from 1 to 8192"] :mapped flag}
+   :simulate {:cpus [#(and (int? %) (<= 1 (long %) 8192)) "an integer from 1 to 8192"]
+              :pin-path anything :mapped flag}
    :open {:access [#{:read-write :read-only :write-only} ":read-write, :read-only or :write-only"]
           :key anything :value anything :key-type anything :value-type anything
           :types anything :mapped flag}

@@ -558,31 +558,43 @@
   [spec]
   (complete spec))
 
+(defmacro ^:private as-create
+  "Evaluates body with `:create` as the operation of its errors.
+
+  Opening, freezing, pinning and mapping memory are steps of create."
+  [& body]
+  `(try
+     ~@body
+     (catch ExceptionInfo e#
+       (throw (if (= :create (:bpfmap/op (ex-data e#)))
+                e#
+                (ex-info (ex-message e#) (assoc (ex-data e#) :bpfmap/op :create) e#))))))
+
+(defn- check-create-options
+  "Throws `:invalid-value` for options of create, or of an operation like it, that are not valid."
+  [op options]
+  (options/check op options)
+  (when (contains? options :pin-path)
+    (call/path-text (:pin-path options) :create)))
+
 (defn create-or-reuse
   "Creates a map from a spec, or opens the map pinned under its name.
 
   Returns the map and true if it was there already. `btf` is nil, or `{:fd :ids}` with a BTF object
   that has the types of key and value under two ids; without it, one is made of the spec."
   [spec options btf]
-  (options/check :create options)
-  (when (contains? options :pin-path)
-    (call/path-text (:pin-path options) :create))
+  (check-create-options :create options)
   (let [spec (complete spec)
         {:keys [name type numa-node]} spec
         ctx (cond-> {:op :create :type type :map (if name {:name name :type type} {:type type})}
               numa-node (assoc :numa-node numa-node)
               btf (assoc :btf btf))
         spec (if (:struct-ops spec) (struct-ops/complete spec ctx) spec)]
-    (try
-      (let [[m reused?] (if (= :by-name (:pinning spec))
-                          (open-or-create-pinned spec (:pin-path options "/sys/fs/bpf") ctx)
-                          [(create-new spec ctx) false])]
-        [(use-memory-if-mapped options m) reused?])
-      (catch ExceptionInfo e
-        ;; Opening, freezing and pinning are steps of create here.
-        (throw (if (= :create (:bpfmap/op (ex-data e)))
-                 e
-                 (ex-info (ex-message e) (assoc (ex-data e) :bpfmap/op :create) e)))))))
+    (as-create
+     (let [[m reused?] (if (= :by-name (:pinning spec))
+                         (open-or-create-pinned spec (:pin-path options "/sys/fs/bpf") ctx)
+                         [(create-new spec ctx) false])]
+       [(use-memory-if-mapped options m) reused?]))))
 
 (def ^:private simulated-types
   "Map types that can be simulated: those that need nothing else of the kernel."
@@ -598,9 +610,9 @@
 (defn simulate
   "Creates a simulated map from a spec.
 
-  Options: `:cpus`, the number of CPUs, and `:mapped` of [[create]]."
+  Options: `:cpus`, the number of CPUs, and those of [[create]]."
   [spec options]
-  (options/check :simulate options)
+  (as-create (check-create-options :simulate options))
   (let [{:keys [cpus] :or {cpus 2}} options
         {:keys [name type pinning inner-map] :as spec} (spec/complete spec (simulated-machine cpus))
         ctx {:op :create :type type :cpus cpus :map (if name {:name name :type type} {:type type})}]
@@ -615,7 +627,7 @@
     (when pinning
       (throw (not-simulated ctx "A map that is pinned by name"
                             "leave out :pinning; a pin holds a map of the kernel")))
-    (use-memory-if-mapped options (create-new spec ctx))))
+    (as-create (use-memory-if-mapped options (create-new spec ctx)))))
 
 (defn create
   "Creates a map from a spec, or opens the map pinned under its name."
