@@ -891,7 +891,7 @@
   "A process that holds what a path pins, until it is closed."
   ^Closeable [path]
   (let [command [(str (System/getProperty "java.home") "/bin/java")
-                 "--enable-native-access=ALL-UNNAMED"
+                 "--enable-native-access=ALL-UNNAMED" "-XX:TieredStopAtLevel=1" "-XX:+UseSerialGC"
                  "-cp" (System/getProperty "java.class.path") "clojure.main" "-e"
                  (str "(require '[bpfmap.core :as bpf])"
                       "(def m (bpf/open " (pr-str path) "))"
@@ -903,7 +903,7 @@
         (.destroyForcibly process)
         (.waitFor process)))))
 
-(kernel-test n10-other-holders
+(kernel-test ^:volume n10-other-holders
   (testing "a ring that somebody else has open is not consumed without consent"
     (let [path (fixture/new-pin)]
       (with-open [m (producer/ring)

@@ -270,7 +270,8 @@
     (in-directory [dir]
       (let [{:keys [exit out err]}
             (objects/run-delegated dir [(str (System/getProperty "java.home") "/bin/java")
-                                        "--enable-native-access=ALL-UNNAMED" "-cp"
+                                        "--enable-native-access=ALL-UNNAMED"
+                                        "-XX:TieredStopAtLevel=1" "-XX:+UseSerialGC" "-cp"
                                         (System/getProperty "java.class.path")
                                         "clojure.main" "-e"
                                         ;; Some maps may be made by anybody, where a sysctl allows

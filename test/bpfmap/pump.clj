@@ -46,6 +46,7 @@
                                 String
                                 [(str (System/getProperty "java.home") "/bin/java")
                                  "--enable-native-access=ALL-UNNAMED" "-XX:TieredStopAtLevel=1"
+                                 "-XX:+UseSerialGC"
                                  "-cp" (System/getProperty "java.class.path") "clojure.main"
                                  "-e" (str/join "\n" (map pr-str forms))]))
                           (.redirectError ProcessBuilder$Redirect/INHERIT)))

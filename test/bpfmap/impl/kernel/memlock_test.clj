@@ -23,7 +23,8 @@
   (let [{:keys [exit out err]}
         (fixture/run ["sh" "-c" (str "ulimit -Sl " soft "; ulimit -Hl " hard "; exec \"$@\"") "sh"
                       (str (System/getProperty "java.home") "/bin/java")
-                      "--enable-native-access=ALL-UNNAMED" "-XX:+UseSerialGC"
+                      "--enable-native-access=ALL-UNNAMED" "-XX:TieredStopAtLevel=1"
+                      "-XX:+UseSerialGC"
                       "-cp" (System/getProperty "java.class.path") "clojure.main" "-e"
                       (pr-str `(prn ~code))])]
     (when-not (zero? exit)

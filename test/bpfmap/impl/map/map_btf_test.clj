@@ -69,6 +69,7 @@
         (let [{:keys [out err exit]}
               (fixture/run [(str (System/getProperty "java.home") "/bin/java")
                             "--enable-native-access=ALL-UNNAMED"
+                            "-XX:TieredStopAtLevel=1" "-XX:+UseSerialGC"
                             "-cp" (System/getProperty "java.class.path") "clojure.main" "-e"
                             (str "(require '[bpfmap.core :as bpf]) (with-open [m (bpf/open "
                                  (:id (bpf/info m)) ")] (prn (into {} m)))")])]
