@@ -6,7 +6,9 @@
 
       {26 {:version \"26.0.2\", :vendor \"Debian\", :release \"6.18.44\", :date \"2026-11-30\",
            :commit \"1a2b3c4\", :namespaces 130, :passed 900, :failed [\"core-test/e1\"],
-           :skipped {\"core-test/e2\" \"the reason\"}}}"
+           :skipped {\"core-test/e2\" \"the reason\"}, :selected [\"core-test\"]}}
+
+  `:selected` has the namespaces of a run that had only some."
   (:require [clojure.edn :as edn]
             [clojure.java.io :as io]
             [clojure.string :as str])
@@ -21,7 +23,8 @@
   "# JDKs
 
 This page shows on which JDKs the tests ran. `script/jdk-matrix` writes it: see
-[Contributing](../CONTRIBUTING.md#run-tests-on-other-jdks). Do not edit it.
+[Contributing](../CONTRIBUTING.md#run-tests-on-other-jdks). Do not edit it. A run has all tests that
+are not marked `^:volume`, or those of the namespaces that are listed below.
 
 | JDK | version | vendor | kernel | date | namespaces | passed | failed | skipped |
 |---|---|---|---|---|---|---|---|---|
@@ -32,9 +35,27 @@ This page shows on which JDKs the tests ran. `script/jdk-matrix` writes it: see
                              (count skipped)])
        " |\n"))
 
-(defn- notes [[jdk {:keys [failed skipped]}]]
-  (when (or (seq failed) (seq skipped))
+(def ^:private columns 100)
+
+(defn- wrapped
+  "Returns a list item of words, in lines that are not too long."
+  [words]
+  (str/join "\n  " (reduce (fn [lines word]
+                             (let [line (str (peek lines) " " word)]
+                               (if (< (- columns 2) (count line))
+                                 (conj lines word)
+                                 (conj (pop lines) line))))
+                           ["-"]
+                           words)))
+
+(defn- notes [[jdk {:keys [failed skipped selected]}]]
+  (when (or (seq failed) (seq skipped) (seq selected))
     (str "\n## JDK " jdk "\n\n"
+         (when (seq selected)
+           (str (wrapped (into ["ran" "only:"]
+                               (concat (map #(str "`" % "`,") (butlast selected))
+                                       [(str "`" (last selected) "`")])))
+                "\n"))
          (str/join (for [test failed] (str "- failed: `" test "`\n")))
          (str/join (for [[test reason] (sort skipped)]
                      (str "- skipped: `" test "`: " reason "\n"))))))
@@ -51,11 +72,12 @@ This page shows on which JDKs the tests ran. `script/jdk-matrix` writes it: see
   (str "{" (str/join "\n " (for [[jdk run] (sort data)] (str jdk " " (pr-str run)))) "}\n"))
 
 (defn- run-of
-  "Returns the sums of the results of namespaces."
-  [results]
+  "Returns the sums of the results of namespaces, and their names if they are not all."
+  [results whole?]
   (let [short-name #(str/replace-first (str %) "bpfmap." "")
         of (fn [namespace test] (str (short-name namespace) "/" test))]
-    {:namespaces (count results)
+    {:selected (when-not whole? (vec (sort (map (comp short-name :namespace) results))))
+     :namespaces (count results)
      :passed (reduce + (map :passed results))
      :failed (vec (for [{:keys [namespace failed]} results, test failed] (of namespace test)))
      :skipped (into (sorted-map)
@@ -63,10 +85,11 @@ This page shows on which JDKs the tests ran. `script/jdk-matrix` writes it: see
                       [(of namespace test) reason]))}))
 
 (defn -main
-  "Records the results of a file, for the JDK that runs this. Exits with 1 if a test failed."
-  [commit file]
+  "Records the results of a file, for the JDK that runs this; `extent` is whole or selected. Exits
+  with 1 if a test failed."
+  [commit file extent]
   (let [results (map edn/read-string (remove str/blank? (str/split-lines (slurp file))))
-        {:keys [failed passed skipped namespaces] :as run} (run-of results)
+        {:keys [failed passed skipped namespaces] :as run} (run-of results (= "whole" extent))
         about (array-map :version (System/getProperty "java.version")
                          :vendor (System/getProperty "java.vendor")
                          :release (System/getProperty "os.version")
