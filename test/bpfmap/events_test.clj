@@ -890,12 +890,11 @@
 (defn- holder
   "A process that holds what a path pins, until it is closed."
   ^Closeable [path]
-  (let [command [(str (System/getProperty "java.home") "/bin/java")
-                 "--enable-native-access=ALL-UNNAMED" "-XX:TieredStopAtLevel=1" "-XX:+UseSerialGC"
-                 "-cp" (System/getProperty "java.class.path") "clojure.main" "-e"
+  (let [command (fixture/java
+                 "-e"
                  (str "(require '[bpfmap.core :as bpf])"
                       "(def m (bpf/open " (pr-str path) "))"
-                      "(println :open) (flush) (read-line)")]
+                      "(println :open) (flush) (read-line)"))
         process (.start (ProcessBuilder. ^java.util.List command))]
     (.readLine (BufferedReader. (InputStreamReader. (.getInputStream process))))
     (reify Closeable

@@ -59,10 +59,12 @@
 (defmacro kernel-test
   "A deftest that needs the kernel; skipped, with the reason, where it cannot be used. Metadata of
   the name, `:needs`, has rows of `bpfmap.since`: without what one of them names it is skipped
-  too. `:needs` of the test's var also has the rows that parts of the test need."
+  too. `:needs` of the test's var also has the rows that parts of the test need; `:kernel` is true."
   [name & body]
   (let [needs (:needs (meta name))]
-    `(t/deftest ~(vary-meta name assoc :needs (vec (distinct (concat needs (literal-rows body)))))
+    `(t/deftest ~(vary-meta name assoc
+                            :kernel true
+                            :needs (vec (distinct (concat needs (literal-rows body)))))
        (if-let [missing# (or (kernel-missing)
                              ~@(when needs
                                  [`(apply (requiring-resolve 'bpfmap.since/lacking) ~needs)]))]
@@ -136,6 +138,20 @@
       (finally
         (.delete out)
         (.delete err)))))
+
+(defn java
+  "Returns the command of a JVM for a short task, with the class path of this one. It uses the
+  archive of classes that script/kernel-matrix makes, since an emulated processor takes a minute to
+  load them.
+
+      (java \"-e\" \"(prn 1)\") ;=> [\"/usr/lib/jvm/…/bin/java\" … \"clojure.main\" \"-e\" \"(prn 1)\"]"
+  [& arguments]
+  (let [archive (System/getProperty "bpfmap.archive")]
+    (-> [(str (System/getProperty "java.home") "/bin/java")
+         "--enable-native-access=ALL-UNNAMED" "-XX:TieredStopAtLevel=1" "-XX:+UseSerialGC"]
+        (cond-> archive (conj (str "-XX:SharedArchiveFile=" archive) "-Xlog:disable"))
+        (conj "-cp" (System/getProperty "java.class.path") "clojure.main")
+        (into arguments))))
 
 (defn executable
   "The path of a command, or nil where it is not installed."

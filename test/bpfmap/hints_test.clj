@@ -330,12 +330,7 @@
                                                       (catch Exception ~'e
                                                         (:bpfmap/hint (ex-data ~'e)))))
                                                 (flush))
-                                      java (str (System/getProperty "java.home") "/bin/java")
-                                      classes (System/getProperty "java.class.path")
-                                      ran (fixture/run
-                                           [java "--enable-native-access=ALL-UNNAMED"
-                                            "-XX:TieredStopAtLevel=1"
-                                            "-cp" classes "clojure.main" "-e" (pr-str code)])]
+                                      ran (fixture/run (fixture/java "-e" (pr-str code)))]
                                   (last (str/split-lines (:out ran)))))]
        (with-open [m (create spec)
                    twin ^Closeable (bpf/clone m)

@@ -269,17 +269,14 @@
   (testing "the library runs there and lacks the capability"
     (in-directory [dir]
       (let [{:keys [exit out err]}
-            (objects/run-delegated dir [(str (System/getProperty "java.home") "/bin/java")
-                                        "--enable-native-access=ALL-UNNAMED"
-                                        "-XX:TieredStopAtLevel=1" "-XX:+UseSerialGC" "-cp"
-                                        (System/getProperty "java.class.path")
-                                        "clojure.main" "-e"
+            (objects/run-delegated dir (fixture/java
+                                        "-e"
                                         ;; Some maps may be made by anybody, where a sysctl allows
                                         ;; it; BTF may not.
                                         (str "(require '[bpfmap.host :as host])"
                                              "(try (host/load-btf [:u32])"
                                              " (catch Exception e (prn (:bpfmap/error (ex-data "
-                                             "e)))))")])]
+                                             "e)))))")))]
         (is (= [0 ":permission\n" ""] [exit out err]))))))
 
 ;; --- lifetime

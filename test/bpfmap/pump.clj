@@ -41,14 +41,8 @@
   "Starts a JVM that evaluates forms and prints a line when it is ready; returns the process."
   ^Process [& forms]
   (let [process (.start (doto (ProcessBuilder.
-                               ^"[Ljava.lang.String;"
-                               (into-array
-                                String
-                                [(str (System/getProperty "java.home") "/bin/java")
-                                 "--enable-native-access=ALL-UNNAMED" "-XX:TieredStopAtLevel=1"
-                                 "-XX:+UseSerialGC"
-                                 "-cp" (System/getProperty "java.class.path") "clojure.main"
-                                 "-e" (str/join "\n" (map pr-str forms))]))
+                               ^java.util.List
+                               (fixture/java "-e" (str/join "\n" (map pr-str forms))))
                           (.redirectError ProcessBuilder$Redirect/INHERIT)))
         line (.readLine (.inputReader process))]
     (when-not (= "ready" line)

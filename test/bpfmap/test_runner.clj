@@ -104,12 +104,15 @@
                  [test (if (and (= :passed outcome) (@fixture/skips test)) :skipped outcome)]))
           @outcomes)))
 
-(defn- leave-out-volume!
-  "Has the tests of a namespace that are marked :volume not run, if the property bpfmap.volume
-  is \"false\"."
+(defn- leave-out!
+  "Has some tests of a namespace not run: those that are marked :volume if the property
+  bpfmap.volume is \"false\", and those that need no kernel if bpfmap.kernel is \"only\"."
   [ns]
-  (when (= "false" (System/getProperty "bpfmap.volume"))
-    (doseq [test (vals (ns-interns ns)) :when (:volume (meta test))]
+  (let [off? (fn [property value] (= value (System/getProperty property)))
+        out? (fn [{:keys [volume kernel]}]
+               (or (and volume (off? "bpfmap.volume" "false"))
+                   (and (not kernel) (off? "bpfmap.kernel" "only"))))]
+    (doseq [test (vals (ns-interns ns)) :when (out? (meta test))]
       (alter-meta! test dissoc :test))))
 
 (defn- run-if-possible
@@ -120,7 +123,7 @@
       (swap! fixture/skips assoc stand-in reason)
       {stand-in :skipped})
     (do (require ns)
-        (leave-out-volume! ns)
+        (leave-out! ns)
         (run-namespace ns words))))
 
 (def ^:private conformance-page "doc/conformance.md")

@@ -21,12 +21,9 @@
   "What code returns in a JVM of its own, with a limit of locked memory of KiB, soft and hard."
   [soft hard code]
   (let [{:keys [exit out err]}
-        (fixture/run ["sh" "-c" (str "ulimit -Sl " soft "; ulimit -Hl " hard "; exec \"$@\"") "sh"
-                      (str (System/getProperty "java.home") "/bin/java")
-                      "--enable-native-access=ALL-UNNAMED" "-XX:TieredStopAtLevel=1"
-                      "-XX:+UseSerialGC"
-                      "-cp" (System/getProperty "java.class.path") "clojure.main" "-e"
-                      (pr-str `(prn ~code))])]
+        (fixture/run (into ["sh" "-c" (str "ulimit -Sl " soft "; ulimit -Hl " hard "; exec \"$@\"")
+                            "sh"]
+                           (fixture/java "-e" (pr-str `(prn ~code)))))]
     (when-not (zero? exit)
       (throw (ex-info (str "the process failed: " err) {})))
     (edn/read-string out)))

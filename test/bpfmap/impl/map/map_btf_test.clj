@@ -67,12 +67,10 @@
                      (dissoc (bpf/info again) :id :btf-id :memlock)))))))
       (testing "in another process"
         (let [{:keys [out err exit]}
-              (fixture/run [(str (System/getProperty "java.home") "/bin/java")
-                            "--enable-native-access=ALL-UNNAMED"
-                            "-XX:TieredStopAtLevel=1" "-XX:+UseSerialGC"
-                            "-cp" (System/getProperty "java.class.path") "clojure.main" "-e"
+              (fixture/run (fixture/java
+                            "-e"
                             (str "(require '[bpfmap.core :as bpf]) (with-open [m (bpf/open "
-                                 (:id (bpf/info m)) ")] (prn (into {} m)))")])]
+                                 (:id (bpf/info m)) ")] (prn (into {} m)))")))]
           (is (= 0 exit) err)
           (is (= (into {} m) (read-string out))))))))
 
