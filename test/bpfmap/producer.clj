@@ -142,7 +142,8 @@
         address (+ (.address memory) (long fixture/page-size))
         longs (fn [& xs]
                 (let [m (.allocate arena 32 8)]
-                  (dorun (map-indexed #(.setAtIndex m ValueLayout/JAVA_LONG (long %1) (long %2)) xs))
+                  (doseq [[i x] (map-indexed vector xs)]
+                    (.setAtIndex m ValueLayout/JAVA_LONG (long i) (long x)))
                   (.address m)))
         fd (fixture/syscall "userfaultfd" 0)
         request (fn [number & xs]

@@ -182,7 +182,8 @@
     (try
       (fixture/eventually #(or (not (.isAlive process)) (not= "" (slurp out))))
       (f process)
-      {:exit (when (.waitFor process (* 2 (long fixture/patience)) TimeUnit/MILLISECONDS) (.exitValue process))
+      {:exit (when (.waitFor process (* 2 (long fixture/patience)) TimeUnit/MILLISECONDS)
+               (.exitValue process))
        :out (slurp out) :err (slurp err)}
       (finally
         (.destroyForcibly process)

@@ -571,7 +571,7 @@
                 (ex-info (ex-message e#) (assoc (ex-data e#) :bpfmap/op :create) e#))))))
 
 (defn- check-create-options
-  "Throws `:invalid-value` for options of create, or of an operation like it, that are not valid."
+  "Throws `:invalid-value` for invalid options of create, or of simulate."
   [op options]
   (options/check op options)
   (when (contains? options :pin-path)
