@@ -26,6 +26,11 @@
   "Milliseconds to wait for what must come: one minute, and ten minutes on slow machines."
   (* 60000 (min 10 (long slowness))))
 
+(defn trials
+  "How many random trials of n a test makes here: n, or a tenth on slow machines."
+  ^long [n]
+  (max 5 (quot (long n) (min 10 (long slowness)))))
+
 ;; --- skips
 
 (def skips

@@ -1,6 +1,6 @@
 (ns bpfmap.machine-test
   "The assembler, compared with the machine that runs its programs."
-  (:require [bpfmap.fixture :refer [kernel-test]]
+  (:require [bpfmap.fixture :as fixture :refer [kernel-test]]
             [bpfmap.prog :as prog]
             [clojure.test :refer [are is testing]]
             [clojure.test.check :as check]
@@ -79,7 +79,7 @@
                                                (mapv u64 start)
                                                steps)]
                                    (= (u32 (first end)) (returned insns))))
-          result (check/quick-check 300 property)]
+          result (check/quick-check (fixture/trials 300) property)]
       (is (:pass? result) (pr-str (:shrunk result))))))
 
 (kernel-test other-instructions

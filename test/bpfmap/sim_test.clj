@@ -4,7 +4,7 @@
   (:require [bpfmap.core :as bpf]
             [bpfmap.events :as events]
             [bpfmap.feature :as feature]
-            [bpfmap.fixture :refer [kernel-test]]
+            [bpfmap.fixture :as fixture :refer [kernel-test]]
             [bpfmap.model :as model]
             [bpfmap.model-test :as model-test]
             [bpfmap.model-types-test :as models]
@@ -171,7 +171,8 @@
                                                     (concat before [[:freeze!]] after)))))]]
         (testing spec
           (let [{:keys [pass? shrunk seed]} (check/quick-check
-                                             8 (prop/for-all [commands commands]
+                                             (fixture/trials 8)
+                                             (prop/for-all [commands commands]
                                                   (= [] (differences spec cpus commands))))]
             (is pass? (str "seed " seed ": "
                            (some->> shrunk :smallest first

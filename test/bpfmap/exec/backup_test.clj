@@ -672,7 +672,7 @@
 (kernel-test raw-entries-are-kept
   (testing "keeps every raw entry under any types"
     (with-directory [dir]
-      (let [result (tc/quick-check 80
+      (let [result (tc/quick-check (fixture/trials 80)
                                    (prop/for-all [raw-map any-raw-map]
                                                  (keeps-every-entry? dir raw-map)))]
         (is (:pass? result) (pr-str (:shrunk result) (:seed result)))))))

@@ -115,7 +115,7 @@
 
 (kernel-test raw-entries-counted-once
   (testing "counts every raw entry once under any types"
-    (let [result (tc/quick-check 60
+    (let [result (tc/quick-check (fixture/trials 60)
                                  (prop/for-all [{:keys [key value a b]} two-maps]
                                                (with-open [ma (of-bytes key value a)
                                                            mb (of-bytes key value b)]

@@ -207,7 +207,7 @@
   (testing "a name opens the only map of that name or throws an error"
     (let [{:keys [pass? shrunk]}
           (tc/quick-check
-           60
+           (fixture/trials 60)
            (prop/for-all [specs gen-maps]
                          (let [directory (new-directory)
                                maps (doall

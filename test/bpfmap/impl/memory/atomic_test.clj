@@ -130,7 +130,8 @@
                                   (= (bigint after) (bigint @cell) (bigint (mem/get-acquire cell)))
                                   (recur (bigint after) more)))))))
             {:keys [pass?] :as result} (check/quick-check
-                                        300 (prop/for-all [trial a-trial] (holds? trial)))]
+                                        (fixture/trials 300)
+                                        (prop/for-all [trial a-trial] (holds? trial)))]
         (is pass? (pr-str (select-keys result [:seed :shrunk])))))))
 
 (kernel-test long-or-bigint-numbers

@@ -93,7 +93,7 @@
                                  (= (perform ordinary command) (perform direct command)))
                                commands)))
             {:keys [pass?] :as result} (check/quick-check
-                                        100
+                                        (fixture/trials 100)
                                         (prop/for-all [commands (commands a-value)]
                                                       (holds? commands)))]
         (is pass? (pr-str change (select-keys result [:seed :shrunk])))))))

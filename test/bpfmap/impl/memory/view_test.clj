@@ -2,7 +2,7 @@
   "Views read what a lookup reads and write what a put! writes, for every type; and say what does
   not fit before they write."
   (:require [bpfmap.core :as bpf]
-            [bpfmap.fixture :refer [error-of kernel-test]]
+            [bpfmap.fixture :as fixture :refer [error-of kernel-test]]
             [bpfmap.memory :as mem]
             [bpfmap.type :as type]
             [bpfmap.types :as types]
@@ -76,7 +76,8 @@
 (kernel-test m1-views-agree-with-lookups
   (testing "views of any type agree with the operations of the map"
     (let
-     [{:keys [pass?] :as result} (check/quick-check 150 (prop/for-all [x a-value-type] (agrees? x))
+     [{:keys [pass?] :as result} (check/quick-check (fixture/trials 150)
+                                                    (prop/for-all [x a-value-type] (agrees? x))
                                                     :max-size 60)]
       (is pass? (pr-str (select-keys result [:seed :shrunk]))))))
 
