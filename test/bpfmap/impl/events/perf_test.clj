@@ -546,7 +546,7 @@
           (send-on cpu p 1)
           (is (= 1 (count (into [] r)))))))))
 
-(kernel-test n18-peek-after-the-owner
+(kernel-test ^:volume n18-peek-after-the-owner
   (testing "events that the owner has read are seen until the kernel may overwrite them"
     (with-array
       (let [cpu (first (cpus))

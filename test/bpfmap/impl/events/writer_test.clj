@@ -360,7 +360,7 @@
           (with-open [w ^Closeable (first (keep (fn [_] (writer)) (range 200)))]
             (is (some? w))))))))
 
-(kernel-test ^{:needs [[:map-type :user-ringbuf]]} writer-elsewhere
+(kernel-test ^{:volume true :needs [[:map-type :user-ringbuf]]} writer-elsewhere
   (testing "a writer of another process is respected, and what it left is cleaned up"
     (with-open [m (ring)
                 out (queue :u64)
