@@ -1,4 +1,4 @@
-(ns bpfmap.impl.map.find-by-name-test
+(ns ^:volume bpfmap.impl.map.find-by-name-test
   "Maps by their names: what the kernel cut is told apart by whole names, or not at all."
   (:require [bpfmap.cli.calling :refer [bpfmap]]
             [bpfmap.core :as bpf]
