@@ -18,8 +18,10 @@
 (set! *warn-on-reflection* true)
 
 (def ^:private own
-  "What the names of this process's maps begin with: others may run the same tests."
-  (str "n" (Long/toString (.pid (ProcessHandle/current)) 36) "_"))
+  "What the names of this process's maps begin with: others may run the same tests. It has six bytes
+  or more, so that a name is cut before what no kernel's name has."
+  (str "n" (str/replace (format "%4s" (Long/toString (.pid (ProcessHandle/current)) 36)) " " "0")
+       "_"))
 
 (defn- id-of [m] (:id (bpf/info m)))
 
