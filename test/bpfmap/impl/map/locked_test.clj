@@ -150,7 +150,7 @@
               (doseq [k ks] (put! m k (value 0) held))
               (while-writing m ks value #(bpf/replace! %1 %2 %3 held)
                              (fn []
-                               (dotimes [i 1000]
+                               (dotimes [i (fixture/trials 1000)]
                                  (is (whole? (bpf/lookup m (nth ks (mod i 2)) nil held)))))))))))))
 
 (kernel-test e6-locked-batches
@@ -164,7 +164,7 @@
             (is (= 64 (bpf/put-all! m (all 0) held)))
             (while-writing m ks value-of (fn [m _ v] (bpf/put-all! m (zipmap ks (repeat v)) held))
                            (fn []
-                             (dotimes [_ 60]
+                             (dotimes [_ (fixture/trials 60)]
                                (doseq [read [#(bpf/snapshot m held) #(into {} (bpf/entries m held))
                                              #(bpf/lookup-all m ks held)
                                              #(bpf-map/reduce-entries
