@@ -9,6 +9,7 @@
             [bpfmap.fixture :as fixture :refer [kernel-test]]
             [bpfmap.impl.codec :as codec]
             [bpfmap.prog :as prog]
+            [bpfmap.since :as since]
             [bpfmap.type :as type]
             [bpfmap.types :as types]
             [clojure.data.json :as json]
@@ -131,7 +132,9 @@
             (doseq [[i k] (take 2 (map-indexed vector raw-keys))
                     :let [text
                           (some (fn [[value text]] (when (= i value) text)) (drop (mod i 2) forms))
-                          command (if (even? i) "delete" "take")]]
+                          command (if (or (even? i) (not (since/has? [:operation :hash :take!])))
+                                    "delete"
+                                    "take")]]
               (testing (str command " " (pr-str key-type) " " text)
                 (is (= 0 (:exit (apply bpfmap command (concat typed [id "--" text])))))
                 (is (not (bpf/has-key? m k))))))))

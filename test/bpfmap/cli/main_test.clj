@@ -365,7 +365,7 @@
             (System/clearProperty "bpfmap.directory")
             (bpf/unpin! m)))))))
 
-(kernel-test read-only-maps
+(kernel-test ^{:needs [[:kernel :bpf-of-the-unprivileged]]} read-only-maps
   (testing "reads a map that can only be opened read-only"
     (with-open [m ^Closeable (bpf/create {:name "cli_read_only" :type :array :key :u32 :value :u32
                                           :max-entries 2

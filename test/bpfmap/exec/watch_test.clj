@@ -221,7 +221,7 @@
                     (frames-of {:ref m} (fn [_] (.delete (java.io.File. ^String pin)))
                                #(= 2 (count %))))))))))
 
-(kernel-test unprivileged-pin
+(kernel-test ^{:needs [[:kernel :bpf-of-the-unprivileged]]} unprivileged-pin
   (testing "reports pin changes to a user who can only open the pin"
     (let [pin (fixture/new-pin)
           beside (fixture/new-pin)]

@@ -128,7 +128,7 @@
 
 ;; --- scripts
 
-(kernel-test script-runs-as-locally
+(kernel-test ^{:needs [[:operation :hash :take!]]} script-runs-as-locally
   (testing "a script returns the same as in this process"
     (with-pod [c]
       (is (= [[42 nil :none true] [{7 42} 1] [true false] 42 {8 1}]

@@ -296,7 +296,7 @@
       "/etc/passwd" :not-bpffs "/etc/passwd is not on a BPF file system, so it cannot be a pin"
       "/etc/passwd/x" :not-found "the file /etc/passwd/x does not exist")))
 
-(kernel-test pin-denied-by-mode
+(kernel-test ^{:needs [[:kernel :bpf-of-the-unprivileged]]} pin-denied-by-mode
   (testing "reports a pin whose mode denies access"
     (let [path (fixture/new-pin)]
       (with-open [m (create)]

@@ -221,7 +221,7 @@
           (bpf/put-all! m (map #(vector % (value 1)) stay))
           (while-writing m (assoc form :rewrite (holds? :rewritten))
                          (fn []
-                           (dotimes [_ rounds]
+                           (dotimes [_ (fixture/trials rounds)]
                              (let
                               [entries (bpf-map/reduce-entries
                                         m (fn [acc k v] (conj acc [k v])) [] options)
