@@ -134,13 +134,18 @@
     (with-open [m (create :stack-trace :value-size (* 32 16) :max-entries 64 :flags
                           #{:stack-build-id})]
       (let [ids (programs/record-stacks (:open m) :user)
-            entries (unpack [:array [:struct [:status :s32] [:build-id [:bytes 20]] [:offset :u64]]
-                             16]
-                            (look m (u32 (first ids))))]
+            entries (mapcat #(unpack [:array [:struct [:status :s32] [:build-id [:bytes 20]]
+                                              [:offset :u64]]
+                                      16]
+                                     (look m (u32 %)))
+                            ids)
+            ;; Compiled code has none, nor has the vDSO, which makes the system calls of clocks where
+            ;; the kernel cannot trust the processor's.
+            valid (filter #(= 1 (:status %)) entries)]
         (is (seq ids))
-        (is (= 1 (:status (first entries)))
-            "valid: the C library, or whatever has the system call, has a build id")
-        (is (pos? (:offset (first entries))))))))
+        (is (seq valid) "the C library has a build id")
+        (is (every? #(pos? (:offset %)) valid))
+        (is (every? #(some (complement zero?) (:build-id %)) valid))))))
 
 ;; --- tail calls
 
