@@ -139,8 +139,8 @@
                                       16]
                                      (look m (u32 %)))
                             ids)
-            ;; Compiled code has none, nor has the vDSO, which makes the system calls of clocks where
-            ;; the kernel cannot trust the processor's.
+            ;; Compiled code has none, nor has the vDSO, which calls the kernel for the time if the
+            ;; kernel does not trust the clock of the processor.
             valid (filter #(= 1 (:status %)) entries)]
         (is (seq ids))
         (is (seq valid) "the C library has a build id")
