@@ -387,8 +387,9 @@
 
 (kernel-test q2-dump-with-source-lines
   (testing "prog dump has the source lines of a loaded object, and the names of its functions"
-    (with-open [^Closeable loaded (object/load (update-in (object/read "test/objects/flows-el.o")
-                                                          [:maps "known"] dissoc :pinning)
+    ;; The program does not use the bloom filter, which kernels before 5.16 do not have.
+    (with-open [^Closeable loaded (object/load (update (object/read "test/objects/flows-el.o")
+                                                       :maps dissoc "known")
                                                {:only ["count_packets"]})]
       (let [program (get-in loaded [:programs "count_packets"])
             {:keys [name lines functions]} (exec/prog-dump {:ref program})
