@@ -12,6 +12,7 @@
             [bpfmap.impl.btf.writer :as writer]
             [bpfmap.link :as link]
             [bpfmap.object :as object]
+            [bpfmap.prog :as prog]
             [clojure.data.json :as json]
             [clojure.edn :as edn]
             [clojure.java.io :as io]
@@ -359,11 +360,10 @@
       (is (= [] (into [] (run/run options (doto (promise) (deliver "INT"))))))
       (let [stop (promise)
             attached (atom [])]
-        (with-redefs [link/attach (fn [& args]
+        (with-redefs [link/attach (fn [program & more]
                                     (deliver stop "INT")
-                                    (let [l (apply attach args)]
-                                      (swap! attached conj (:program-id (link/info l)))
-                                      l))]
+                                    (swap! attached conj (:id (prog/info program)))
+                                    (apply attach program more))]
           (is (= [] (into [] (run/run options stop)))))
         (is (= 1 (count (distinct @attached))) "the object has two programs")
         (is (gone? @attached)))
