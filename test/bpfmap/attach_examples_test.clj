@@ -135,7 +135,7 @@
       (if (string? outcome)
         (is (re-find pattern outcome))
         (do
-          (is (:bpfmap/error outcome))
+          (is (= :not-supported (:bpfmap/error outcome)))
           (is (str/includes? (str (:message outcome)) lacking) (str outcome)))))))
 
 (kernel-test calls-by-kprobes

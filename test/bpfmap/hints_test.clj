@@ -942,7 +942,8 @@
            (repeat "only a kernel without the BPF LSM answers so, and most have it"))
    (zipmap [:link-being-made :busy :interrupted :lock]
            (repeat "a race of some instructions in the kernel, or a signal in them"))
-   {:silent-refusal "only a kernel that lacks something answers so; bpfmap.link-test tries it"
+   {:silent-refusal "it takes a security module that refuses programs"
+    :program-lacking "bpfmap.link-test and bpfmap.impl.kernel.lacks-test try it"
     :program-too-long "the log of a long loop has a better hint, which bpfmap.object-load-test reads; the row is for a million instructions"
     :arena-too-large "where pages have 4 KiB, the spec is refused; the row is for larger ones"
     :page-denied "the row is for a memory cgroup at its limit; bpfmap.impl.memory.mapping-test has the kernel refuse in another way"

@@ -12,6 +12,7 @@
             [bpfmap.host :as host]
             [bpfmap.link :as link]
             [bpfmap.links :as links :refer [eventually? loaded]]
+            [bpfmap.object :as object]
             [bpfmap.objects :as objects]
             [bpfmap.probed :as probed]
             [bpfmap.prog :as prog]
@@ -43,6 +44,23 @@
     (programs/register fd control)
     [m control fd]))
 
+(defn- replacement
+  "Returns a program that replaces a function of another one, and what it consists of."
+  []
+  (let [o (object/read "test/objects/packets-el.o")
+        replaced (object/load o)
+        other (get-in replaced [:programs "count"])]
+    (try
+      (let [x (object/load (update-in o [:programs "count"]
+                                      #(-> % (dissoc :attach-type)
+                                           (assoc :type :ext :section "freplace/count"
+                                                  :target "count")))
+                           {:attach-to {"count" other}})]
+        [(get-in x [:programs "count"]) x replaced])
+      (catch Throwable e
+        (.close ^Closeable replaced)
+        (throw e)))))
+
 (defn- round-kinds
   "Kinds of links for rounds, each with a function that loads its program, and a target.
 
@@ -71,6 +89,7 @@
      :fmod-ret [#(of-function :tracing :modify-return "security_file_open")
                 {:fmod-ret "security_file_open"}]
      :lsm [#(of-function :lsm :lsm-mac "bpf_lsm_file_open") {:lsm "file_open"}]
+     :freplace [replacement (fn [[p]] [p {:freplace "count"}])]
      :iter [#(links/iterator "task" nothing) {:iter "task"}]
      :xdp [#(loaded :xdp [[:mov64 :r0 2] [:exit]]) {:xdp "v1"}]
      :tcx [#(loaded :sched-cls [[:mov64 :r0 -1] [:exit]]) {:tcx :ingress :interface "v1"}]
@@ -105,7 +124,7 @@
           (run! #(.close ^AutoCloseable %) close)
           (throw e))))
     (catch clojure.lang.ExceptionInfo e
-      (when-not (#{:not-supported :program-rejected} (:bpfmap/error (ex-data e)))
+      (when-not (= :not-supported (:bpfmap/error (ex-data e)))
         (throw e)))))
 
 (defn- perf-events

@@ -1128,8 +1128,10 @@
   (try
     (f)
     (catch clojure.lang.ExceptionInfo e
-      (is (= :program-rejected (:bpfmap/error (ex-data e))))
-      (is (str/includes? (ex-message e) "a kernel without trampolines, or one that is locked down"))
+      (is (= :not-supported (:bpfmap/error (ex-data e))))
+      (is (str/includes? (ex-message e)
+                         "this kernel has no trampolines: it refuses all programs at functions"))
+      (is (str/includes? (ex-message e) "built with CONFIG_DYNAMIC_FTRACE_WITH_DIRECT_CALLS"))
       (is (not (str/includes? (ex-message e) "CAP_")))
       nil)))
 
@@ -1160,10 +1162,84 @@
                       (error-of (link/attach p {:freplace "count"} {:cookie 1}))]
                   (is (= :invalid-value error))
                   (is (str/includes? message "must not have the option :cookie"))))
-              (is (eventually? #(let [before (packets x)]
-                                  (run-once x)
-                                  (< (long before) (long (packets x)))))
-                  "the function runs again"))))))))
+              (let [runs-again? (fn []
+                                  (eventually? #(let [before (packets x)]
+                                                  (run-once x)
+                                                  (< (long before) (long (packets x))))))
+                    replaces? (fn [target]
+                                (with-open [_ ^Closeable (link/attach p target)]
+                                  (let [before (map packets [x y])]
+                                    (run-once x)
+                                    (= (map + [0 1] before) (map packets [x y])))))
+                    function {:freplace "count"}
+                    other (get-in x [:programs "count"])]
+                (is (runs-again?) "the function runs again")
+                (testing "and again, with the program of the load or another one"
+                  (doseq [target [function
+                                  (assoc function :program other)
+                                  (assoc function :program {:program-id (:id (prog/info other))})]]
+                    (is (replaces? target))
+                    (is (runs-again?)))
+                  (with-open [z (object/load o)]
+                    (let [third (get-in z [:programs "count"])
+                          before (packets z)]
+                      (with-open [l (link/attach p (assoc function :program third))]
+                        (run-once z)
+                        (is (= before (packets z)))
+                        (is (= (:id (prog/info third)) (:target-obj-id (link/info l))))
+                        (testing "two at once"
+                          (is (replaces? function)))
+                        (is (= :busy (:bpfmap/error
+                                      (error-of (link/attach p (assoc function
+                                                                      :program third))))))))))
+                (testing "after the program of the load was closed, while it is open elsewhere"
+                  (with-open [^Closeable again (prog/open {:program-id (:id (prog/info other))})]
+                    (.close ^Closeable other)
+                    (is (with-open [_ ^Closeable (link/attach p function)]
+                          (let [before (packets y)]
+                            (prog/test-run again {:data (byte-array 64)})
+                            (= (inc (long before)) (packets y))))))
+                  (let [{:keys [message] :bpfmap/keys [error]}
+                        (error-of (eventually?
+                                   #(not (.close ^Closeable (link/attach p function)))))]
+                    (is (= :not-found error))
+                    (is (str/includes? message "does not exist")))))
+              (testing "a function or program that does not fit"
+                (with-open [filter (prog/load {:type :socket-filter
+                                               :insns [[:mov64 :r0 0] [:exit]]})
+                            z (object/load o)]
+                  (are [target error words]
+                       (let [found (error-of (link/attach p target))]
+                         (and (= error (:bpfmap/error found))
+                              (str/includes? (:message found) words)))
+                    {:freplace "count" :program filter} :not-found
+                    "has no function count: it was loaded without BTF"
+                    {:freplace "cuont" :program (get-in z [:programs "count"])} :not-found
+                    "did you mean count?"
+                    {:freplace "count" :program 7} :invalid-value
+                    ":program must be an open program, or {:program-id n}, got 7")))
+              (testing "a copy that was opened by its id does not know its program"
+                (with-open [^Closeable copy (prog/open {:program-id (:id (prog/info p))})]
+                  (let [{:keys [message] :bpfmap/keys [error]}
+                        (error-of (link/attach copy {:freplace "count"}))]
+                    (is (= :invalid-value error))
+                    (is (str/includes? message "give the other one as :program"))))))))))))
+
+(kernel-test k8-functions-of-programs
+  (testing "a program at another program's function attaches once, and then must be loaded again"
+    (let [o (object/read "test/objects/packets-el.o")
+          traced (update-in o [:programs "count"] assoc :type :tracing :attach-type :trace-fexit
+                            :section "fexit/count" :target "count")]
+      (with-open [x (object/load o)]
+        (when-let [loaded (unless-refused
+                           #(object/load traced
+                                         {:attach-to {"count" (get-in x [:programs "count"])}}))]
+          (with-open [^Closeable y loaded]
+            (let [p (get-in y [:programs "count"])]
+              (.close ^Closeable (link/attach p))
+              (let [{:keys [message] :bpfmap/keys [error]} (error-of (link/attach p))]
+                (is (= :not-supported error))
+                (is (str/includes? message "once; load it again"))))))))))
 
 (kernel-test ^{:needs [[:kernel :lsm-cgroups]]} k8-security-hooks-of-a-cgroup
   (testing "a hook of the BPF LSM runs programs for the processes of a cgroup"

@@ -280,6 +280,7 @@ public final class Abi {
     public static final int LINK_CREATE_ITER_INFO = 16;
     public static final int LINK_CREATE_ITER_INFO_LEN = 24;
     public static final int LINK_CREATE_PERF_EVENT_BPF_COOKIE = 16;
+    public static final int LINK_CREATE_TRACING_TARGET_BTF_ID = 16;
     public static final int LINK_CREATE_TRACING_COOKIE = 24;
     public static final int LINK_CREATE_KPROBE_MULTI_FLAGS = 16;
     public static final int LINK_CREATE_KPROBE_MULTI_CNT = 20;

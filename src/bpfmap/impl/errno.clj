@@ -241,24 +241,13 @@
     :when #(and (:path %) (not (:passes-modes %))) :error :permission
     :hint (fn [{:keys [path]}]
             (str "the file mode of " path " or of a directory above it denies this"))}
+   {:row :program-lacking
+    :op #{:load} :when (comp force :lacks) :error :not-supported
+    :hint (comp force :lacks)}
    {:row :silent-refusal
     :errno #{:EPERM :EACCES} :op #{:load} :when :silent :error :program-rejected
-    :hint (fn [{:keys [program-type iterator]}]
-            (str "the kernel gave no reason, and this process has the capabilities: "
-                 (cond
-                   iterator
-                   "a kernel that is locked down refuses iterators over the values of maps"
-
-                   (contains? #{:tracing :lsm :ext :kprobe} program-type)
-                   (str "a kernel without trampolines, or one that is locked down, refuses "
-                        "programs of type " program-type
-                        (when (not= :ext program-type) " that attach to its functions")
-                        (when (contains? #{:tracing :kprobe} program-type)
-                          "; use a tracepoint (raw_tp, tp_btf) instead"))
-
-                   :else
-                   (str "check for a security module (SELinux, AppArmor, lockdown) or a seccomp "
-                        "filter"))))}
+    :hint (str "the kernel gave no reason, and this process has the capabilities: check for a "
+               "security module (SELinux, AppArmor, lockdown) or a seccomp filter")}
    {:row :verifier-denied
     :errno #{:EPERM :EACCES} :op #{:load} :error :program-rejected
     :hint (str "the verifier rejected the program; the end of its log, if there is one, has "

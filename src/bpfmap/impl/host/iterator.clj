@@ -8,6 +8,9 @@
             [bpfmap.error :as error]
             [bpfmap.impl.btf.blob :as blob]
             [bpfmap.impl.host.kernel-btf :as kernel-btf]
+            [bpfmap.impl.kernel.call :as call]
+            [bpfmap.impl.kernel.config :as config]
+            [bpfmap.impl.kernel.lacks :as lacks]
             [bpfmap.impl.kernel.prog :as kernel.prog]
             [bpfmap.impl.link.attach :as attach]
             [bpfmap.impl.link.attach-types :as attach-types]
@@ -117,7 +120,12 @@
   (let [function (str "bpf_iter_" kind)
         id (or (function-id function)
                (throw (error/error :not-supported (str "The kernel has no iterator " kind)
-                                   {:bpfmap/hint (str "its BTF has no function " function)})))]
+                                   {:bpfmap/hint
+                                    (or (lacks/explain (str "iterators over " kind)
+                                                       (lacks/iterators kind)
+                                                       {:release (call/kernel-release)
+                                                        :options (config/options)})
+                                        (str "its BTF has no function " function))})))]
     (with-open [^Closeable p (load-program id (whole-program insns))
                 ^Closeable l (attach/attach p (assoc target :iter kind) nil)]
       (reduce f init (output/records l (link/descriptor l :records) type types)))))

@@ -26,6 +26,11 @@
                                                "or was built without CONFIG_DEBUG_INFO_BTF")}
                             e))))))
 
+(defn present?
+  "Returns true if the kernel has its BTF in a file."
+  []
+  (.exists (File. (str directory "vmlinux"))))
+
 (defn kernel
   "Returns the BTF of the kernel."
   ([] (kernel :kernel-btf))

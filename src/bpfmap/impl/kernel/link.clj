@@ -185,7 +185,8 @@
   {:raw-tracepoint {:name [:text Abi/RAW_TRACEPOINT_NAME]
                     :cookie [:u64 Abi/RAW_TRACEPOINT_COOKIE]}
    :perf-event {:cookie [:u64 Abi/LINK_CREATE_PERF_EVENT_BPF_COOKIE]}
-   :tracing {:cookie [:u64 Abi/LINK_CREATE_TRACING_COOKIE]}
+   :tracing {:cookie [:u64 Abi/LINK_CREATE_TRACING_COOKIE]
+             :function [:u32 Abi/LINK_CREATE_TRACING_TARGET_BTF_ID]}
    :iter {:iterator [:iterator Abi/LINK_CREATE_ITER_INFO]}
    :kprobe-multi {:flags [:u32 Abi/LINK_CREATE_KPROBE_MULTI_FLAGS]
                   :count [:u32 Abi/LINK_CREATE_KPROBE_MULTI_CNT]

@@ -3,7 +3,7 @@
   (:require [bpfmap.error :as error]
             [bpfmap.impl.kernel.paths :as paths]
             [clojure.string :as str])
-  (:import (bpfmap.sys Fdinfo FileSyscalls)
+  (:import (bpfmap.sys Fd Fdinfo FileSyscalls)
            (java.io IOException)
            (java.nio.charset StandardCharsets)
            (java.nio.file DirectoryIteratorException Files LinkOption NoSuchFileException Path)
@@ -369,14 +369,32 @@
   (into [] (keep #(second (re-find #"^\s*([^\s:]+):" %)))
         (some-> (read-file "/proc/thread-self/net/dev") str/split-lines)))
 
+(defn- read-security
+  "Returns the text of a file of securityfs; nil if there is none, or if it may not be mounted.
+
+  If securityfs is not mounted, it is mounted for the time of a call, where only this process
+  reaches it."
+  [name]
+  (or (read-file (str "/sys/kernel/security/" name))
+      (let [outcome (FileSyscalls/mount "securityfs")]
+        (when-not (neg? outcome)
+          (with-open [fd (Fd/own outcome)]
+            (try
+              (read-file (str "/proc/self/fd/" (.acquire fd) "/" name))
+              (finally (.release fd))))))))
+
 (defn security-modules
   "Returns the names of the active security modules as a set; nil if unknown.
 
-  They cannot be read if securityfs is not mounted.
-
       (security-modules) ;=> #{\"capability\" \"lockdown\" \"bpf\"}"
   []
-  (some-> (read-file "/sys/kernel/security/lsm") str/trim not-empty (str/split #",") set))
+  (some-> (read-security "lsm") str/trim not-empty (str/split #",") set))
+
+(defn lockdown
+  "Returns how far the kernel is locked down, such as \"integrity\"; nil if it is not or is unknown."
+  []
+  (let [[_ level] (re-find #"\[(\w+)\]" (or (read-security "lockdown") ""))]
+    (when-not (= "none" level) level)))
 
 (def ^:private first-user-namespace
   "PROC_USER_INIT_INO of include/linux/proc_ns.h."

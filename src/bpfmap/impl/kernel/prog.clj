@@ -4,6 +4,8 @@
   (:require [bpfmap.impl.btf.writer :as btf.writer]
             [bpfmap.impl.kernel.btf :as kernel.btf]
             [bpfmap.impl.kernel.call :as call]
+            [bpfmap.impl.kernel.config :as config]
+            [bpfmap.impl.kernel.lacks :as lacks]
             [bpfmap.impl.kernel.procfs :as procfs]
             [bpfmap.impl.link.attach-types :as attach-types]
             [bpfmap.impl.prog.verifier-log :as verifier-log]
@@ -172,6 +174,41 @@
   [log]
   (every? #(re-matches #"|func#\d+ @\d+|processed 0 insns .*" %) (str/split-lines (str/trim log))))
 
+(def ^:private smallest
+  "Instructions of the smallest program: it returns 0."
+  (let [code [0xb7 0 0 0 0 0 0 0, 0x95 0 0 0 0 0 0 0]]
+    (byte-array (map unchecked-byte code))))
+
+(defn- loads?
+  "Returns true if the kernel loads a program; closes it at once."
+  [program ctx]
+  (let [{:keys [fd]} (load-once program [0 0] ctx)]
+    (some-> fd call/close)
+    (some? fd)))
+
+(defn- refuses-such?
+  "Returns true if the kernel refuses the smallest program of a kind, but not a socket filter.
+
+  What replaces a function has no smallest program: it must have the types of the function."
+  [{:keys [type] :as program} ctx]
+  (let [nothing {:insns smallest :license "GPL"}]
+    (and (loads? (assoc nothing :type (types :socket-filter)) ctx)
+         (or (= (types :ext) type)
+             (not (loads? (merge nothing (select-keys program [:type :expected-attach-type
+                                                               :attach-btf-id :attach-btf]))
+                          ctx))))))
+
+(defn- lacking
+  "Returns a delay of the text for what this kernel lacks for a program, or of nil."
+  [{:keys [type expected-attach-type] :as program} ctx]
+  (delay
+    (lacks/of-program {:type (type-name type)
+                       :attach-type (some-> expected-attach-type attach-types/name-of)}
+                      {:release (procfs/kernel-release)
+                       :options (config/options)
+                       :refuses-such #(refuses-such? program ctx)
+                       :lockdown procfs/lockdown})))
+
 (defn- refusal
   "Returns the exception for a program that the kernel refused.
 
@@ -180,9 +217,7 @@
   (let [{:bpfmap/keys [error errno-code]} (ex-data e)]
     (if (and (= :program-rejected error) log (silent? log))
       (call/failure (action program) (- (long errno-code))
-                    (assoc ctx :silent true
-                           :iterator (= (attach-types/numbers :trace-iter)
-                                        (:expected-attach-type program))))
+                    (assoc ctx :silent true :lacks (lacking program ctx)))
       (verifier-log/explained e log (assoc (select-keys program [:line :poison])
                                            :type (:program-type ctx)
                                            :release (call/kernel-release))))))

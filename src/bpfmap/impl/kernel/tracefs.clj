@@ -26,8 +26,10 @@
     (error/error (:bpfmap/error (ex-data cause)) "tracefs is not mounted, and cannot be mounted"
                  {:bpfmap/op op
                   :bpfmap/errno (:bpfmap/errno (ex-data cause))
-                  :bpfmap/hint (str "mount it with `mount -t tracefs tracefs "
-                                    "/sys/kernel/tracing`, which needs CAP_SYS_ADMIN")}
+                  :bpfmap/hint (if (= :ENODEV (:bpfmap/errno (ex-data cause)))
+                                 "this kernel has no tracefs: it must be built with CONFIG_TRACING"
+                                 (str "mount it with `mount -t tracefs tracefs "
+                                      "/sys/kernel/tracing`, which needs CAP_SYS_ADMIN"))}
                  cause)))
 
 (defn with-root
@@ -52,6 +54,11 @@
     (parse-long (str/trim (String. (procfs/read-bytes
                                     (str root "/events/" category "/" name "/id")))))
     (catch IOException _ nil)))
+
+(defn category?
+  "Returns true if there are tracepoints of a category."
+  [root category]
+  (some? (seq (names (str root "/events/" category)))))
 
 (defn tracepoints
   "Returns the names of all tracepoints, as category/name."

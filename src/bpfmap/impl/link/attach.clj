@@ -23,8 +23,8 @@
 (set! *warn-on-reflection* true)
 
 ;; `request` is what all functions below take: {:program :target :kind :row :options :ctx}, with
-;; the descriptor of the program, and `:type`, `:attach-type` and `:descriptions` of the program if
-;; they are known.
+;; the descriptor of the program, and `:type`, `:attach-type`, `:descriptions` and `:of-program` of
+;; the program if they are known.
 
 (defn- refused
   "Returns the exception for an errno.
@@ -63,19 +63,94 @@
   [(create request {:form :raw-tracepoint
                     :values {:name (kind target) :cookie (:cookie options)}})])
 
+(defn- check-security-module
+  "Throws `:not-supported` if hooks of the BPF LSM are known to have no effect.
+
+  The kernel attaches programs to them anyway, but never runs them."
+  [{:keys [target ctx]}]
+  (when-let [modules (call/security-modules)]
+    (when-not (contains? modules "bpf")
+      (throw (error/error :not-supported "The BPF LSM is not active in this kernel"
+                          {:bpfmap/op (:op ctx)
+                           :bpfmap/target (error/shown target)
+                           :bpfmap/hint (str "the program would never run; boot the kernel with "
+                                             "bpf in lsm=, which is "
+                                             (str/join "," (sort modules)))})))))
+
 (defn- tracing
   "Attaches a program that was loaded for its function.
 
   Without a cookie it is done as before Linux 5.19. So it is for a tracepoint with a cookie: before
   Linux 6.10, BPF_LINK_CREATE ignores the cookie, while BPF_RAW_TRACEPOINT_OPEN refuses it."
-  [{:keys [options row type kind] :as request}]
+  [{:keys [options row type kind of-program] :as request}]
   (let [cookie (:cookie options)]
-    [(create request
+    (when (= :lsm kind)
+      (check-security-module request))
+    [(create (cond-> request
+               (and of-program (nil? cookie))
+               (assoc :hints {:EINVAL [:not-supported
+                                       (str "the kernel attaches a program to a function of "
+                                            "another program once; load it again")]}))
              (if (and cookie (not= :tp-btf kind))
                {:form :tracing
                 :attach-type (attach-number (first (get-in row [:programs type])))
                 :values {:cookie cookie}}
                {:form :raw-tracepoint :values {:cookie cookie}}))]))
+
+;; --- functions of other programs
+
+(defn- with-program
+  "Calls f with the descriptor of a program: of an open one, or of one that is opened by its id."
+  [{:keys [program-id] :as x} ctx f]
+  (cond
+    (program/program? x)
+    (f (program/descriptor x))
+
+    program-id
+    (let [fd (call/open-id :program program-id (assoc ctx :object :program))]
+      (try
+        (f fd)
+        (finally (call/close fd))))
+
+    :else
+    (throw (targets/invalid [:program] (str ":program must be an open program, or "
+                                            "{:program-id n}, got " (error/printed x)) nil))))
+
+(defn- program-of-load
+  "Returns the program that a program was loaded for, for [[with-program]]; nil if it is unknown."
+  [{:keys [program id]}]
+  (when program
+    (if (.isClosed (program/descriptor program)) {:program-id id} program)))
+
+(defn- replacement
+  "Attaches a program in place of a function of another program.
+
+  The kernel keeps the other program of the load for the first attachment only. For any other, it
+  takes program and function with BPF_LINK_CREATE, from Linux 5.10 on. Source:
+  bpf_tracing_prog_attach in kernel/bpf/syscall.c."
+  [{:keys [program target of-program ctx] :as request}]
+  (let [attach-to (fn [other]
+                    (with-program
+                      other ctx
+                      (fn [fd]
+                        (let [id (requiring-resolve 'bpfmap.impl.prog.function/id-of)]
+                          [(create request
+                                   {:form :tracing
+                                    :attach-type 0
+                                    :target fd
+                                    :values {:function (id fd (:freplace target) ctx
+                                                           {:bpfmap/target
+                                                            (error/shown target)})}})]))))
+        other (program-of-load of-program)]
+    (if-some [given (:program target)]
+      (attach-to given)
+      (let [link {:form :raw-tracepoint :program program}
+            outcome (kernel.link/create link ctx)]
+        (cond
+          (instance? Fd outcome) [outcome]
+          (and other (= :EINVAL (errno/errno-name (- (long outcome))))) (attach-to other)
+          :else (throw (refused request (str "Attaching to " (link/target-text target))
+                                outcome)))))))
 
 (defn- opened
   "Calls f with a descriptor of a file, directory or number; closes it afterwards."
@@ -144,6 +219,15 @@
     (tracefs/with-root
      (fn [root]
        (or (tracefs/tracepoint-id root category name)
+           (when-let [option (and (= "syscalls" category)
+                                  (not (tracefs/category? root category))
+                                  "CONFIG_FTRACE_SYSCALLS")]
+             (throw (error/error :not-supported "This kernel has no tracepoints of system calls"
+                                 {:bpfmap/op (:op ctx)
+                                  :bpfmap/target (error/shown target)
+                                  :bpfmap/hint (str "it must be built with " option "; "
+                                                    "raw_syscalls/sys_enter and sys_exit are "
+                                                    "tracepoints of all system calls")})))
            (throw (error/error :not-found (str "No tracepoint " (error/printed (kind target)))
                                {:bpfmap/op (:op ctx)
                                 :bpfmap/target (error/shown target)
@@ -451,6 +535,8 @@
 (defn- cgroup [{:keys [target options ctx] :as request}]
   (let [attach-type (chosen-attach-type request)
         {:keys [flags values]} (order options)]
+    (when (= :lsm-cgroup attach-type)
+      (check-security-module request))
     (opened (:cgroup target) ctx
             (fn [fd]
               [(create request {:form :ordered :target fd :attach-type (attach-number attach-type)
@@ -493,7 +579,8 @@
 
 (def ^:private makers
   "Functions of a request that return the descriptors of a new link, by form."
-  {:raw-tracepoint raw-tracepoint, :tracing tracing, :iter iter, :perf-event perf-event
+  {:raw-tracepoint raw-tracepoint, :tracing tracing, :replacement replacement, :iter iter
+   :perf-event perf-event
    :kprobe-multi kprobe-multi, :uprobe-multi uprobe-multi, :usdt usdt-probe
    :device device, :cgroup cgroup
    :netns netns, :netfilter netfilter, :sockmap sockmap, :struct-ops struct-ops})
@@ -540,6 +627,7 @@
             :type (program/type-of program)
             :attach-type (:attach-type (program/definition program))
             :descriptions (:usdt (program/definition program))
+            :of-program (:of-program (program/definition program))
             :target target
             :kind kind
             :row (targets/kinds kind)

@@ -82,6 +82,11 @@
   "Types of perf events by name, each with its number and the names of its events."
   {:software [1 software-events] :hardware [0 hardware-events] :raw [4 {}]})
 
+(def ^:private program
+  [#(or (some-> (:program-id %) pos-int?)
+        (not (or (map? %) (string? %) (int? %) (keyword? %))))
+   "an open program, or {:program-id n}"])
+
 (def ^:private event
   [map? "a map such as {:type :software :event :cpu-clock :frequency 99}"])
 
@@ -118,6 +123,10 @@
    :sock-ops [:cgroup-sock-ops]
    :lsm [:lsm-cgroup]})
 
+(def ^:private trampolines
+  "The option of kernels in which programs can replace or surround functions."
+  "CONFIG_DYNAMIC_FTRACE_WITH_DIRECT_CALLS")
+
 (defn- of-function
   "Returns the row of a kind whose programs are loaded for one kernel function."
   [attach-type sections what & {:as more}]
@@ -127,7 +136,7 @@
           :programs {:tracing [attach-type]}
           :cookie "5.19"
           :since "5.5"
-          :config "CONFIG_DYNAMIC_FTRACE_WITH_DIRECT_CALLS"
+          :config trampolines
           :sections sections}
          more))
 
@@ -272,8 +281,19 @@
                 :since "5.7" :config "CONFIG_BPF_LSM"
                 :refusals {:EBUSY [:busy (str "the hook has its largest number of programs")]})
    :freplace
-   (of-function :none {"freplace" {}} "a function of another program" :programs {:ext [nil]}
-                :since "5.6" :cookie nil)
+   {:value text :keys {:program program} :form :replacement
+    :meaning (str "a function of another program, which is chosen when the program is loaded; "
+                  ":program chooses another one that has such a function (Linux 5.10)")
+    :programs {:ext [nil]}
+    :since "5.6" :config trampolines
+    :sections {"freplace" {}}
+    :refusals {:EBUSY [:busy (str "another program replaces or traces that function, or the other "
+                                  "program is in a map of programs")]
+               :EINVAL [:invalid-value
+                        (str "the function must have the parameters and the result of the "
+                             "program, and its program the type for which this one was loaded; if "
+                             "this one was attached before, give the other one as :program "
+                             "(Linux 5.10)")]}}
 
    :iter
    {:value text :form :iter
@@ -592,7 +612,7 @@
       (refusal :tcx :EINVAL {:release \"6.1.0\"})
       ;=> [:not-supported \"links of :tcx need Linux 6.6, this is 6.1.0\"]"
   [kind errno {:keys [release options]}]
-  (let [{:keys [since cookie order refusals]} (kinds kind)
+  (let [{:keys [since cookie order refusals config]} (kinds kind)
         ordered? (boolean (some #(get options %) order-keys))]
     (or (when (lacking-errnos errno)
           (or (needs (str "links of " kind) since release)
@@ -607,4 +627,6 @@
           [:exists "this program is attached there already"])
         (when (and (= :ERANGE errno) order)
           [:busy "the hook has its largest number of programs, 64"])
-        (get refusals errno))))
+        (get refusals errno)
+        (when (and config (#{:EOPNOTSUPP :ENOTSUPP :ENOSYS} errno))
+          [:not-supported (str "links of " kind " need a kernel built with " config)]))))

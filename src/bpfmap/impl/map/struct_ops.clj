@@ -7,6 +7,8 @@
             [bpfmap.impl.btf.blob :as blob]
             [bpfmap.impl.host.kernel-btf :as kernel-btf]
             [bpfmap.impl.kernel.call :as call]
+            [bpfmap.impl.kernel.config :as config]
+            [bpfmap.impl.kernel.lacks :as lacks]
             [bpfmap.impl.kernel.probe :as kernel.probe]
             [bpfmap.impl.spec :as spec]
             [bpfmap.impl.type.node :as node]
@@ -36,18 +38,23 @@
   (sort (distinct (keep #(wrapped-struct b %) (range 1 (inc (blob/type-count b)))))))
 
 (defn- wrapper
-  "Returns the id of the wrapper of a struct; throws `:not-found` with all names."
+  "Returns the id of the wrapper of a struct; throws `:not-found` with all names.
+
+  Throws `:not-supported` for one that other kernels are known to have."
   [b name]
   (or (some #(when (= name (wrapped-struct b %)) %) (blob/ids-named b (str prefix name) :struct))
-      (throw (error/error :not-found
-                          (str "This kernel has no struct " name " that programs can implement")
-                          {:bpfmap/path [:struct-ops]
-                           :bpfmap/hint (str
-                                         "use the name of a struct "
-                                         prefix "… in the kernel's BTF, without the prefix; here "
-                                         (if-let [names (seq (names b))]
-                                           (error/list-of names)
-                                           "there are none"))}))))
+      (let [lacking (lacks/explain (str "programs that implement " name) (lacks/structs name)
+                                   {:release (call/kernel-release) :options (config/options)})]
+        (throw (error/error (if lacking :not-supported :not-found)
+                            (str "This kernel has no struct " name " that programs can implement")
+                            {:bpfmap/path [:struct-ops]
+                             :bpfmap/hint (or lacking
+                                              (str
+                                               "use the name of a struct " prefix
+                                               "… in the kernel's BTF, without the prefix; here "
+                                               (if-let [names (seq (names b))]
+                                                 (error/list-of names)
+                                                 "there are none")))})))))
 
 (defn complete
   "Returns a completed spec with the type and size of its values.

@@ -7,19 +7,18 @@
             [bpfmap.impl.host.kernel-btf :as kernel-btf]
             [bpfmap.impl.host.syscalls :as syscalls]
             [bpfmap.impl.kernel.call :as call]
+            [bpfmap.impl.kernel.config :as config]
+            [bpfmap.impl.kernel.lacks :as lacks]
             [bpfmap.impl.kernel.probe :as kernel.probe]
             [bpfmap.impl.kernel.procfs :as procfs]
-            [bpfmap.impl.kernel.prog :as kernel.prog]
             [bpfmap.impl.nearest :as nearest]
             [bpfmap.impl.object.load-error :refer [invalid]]
-            [bpfmap.impl.prog.program :as program]
             [bpfmap.impl.type.node :as node]
             [bpfmap.error :as error]
             [clojure.string :as str])
-  (:import (java.io ByteArrayInputStream BufferedReader IOException InputStreamReader)
+  (:import (java.io BufferedReader IOException InputStreamReader)
            (java.nio ByteBuffer ByteOrder)
-           (java.nio.charset StandardCharsets)
-           (java.util.zip GZIPInputStream)))
+           (java.nio.charset StandardCharsets)))
 
 (set! *warn-on-reflection* true)
 
@@ -30,37 +29,6 @@
 
 (defn- read-bytes ^bytes [file]
   (try (procfs/read-bytes file) (catch IOException _ nil)))
-
-(defn- config-files []
-  [(str "/boot/config-" (call/kernel-release)) "/proc/config.gz"])
-
-(defn- config-text []
-  (let [[boot proc] (config-files)]
-    (if-let [plain (read-bytes boot)]
-      (String. plain StandardCharsets/UTF_8)
-      (when-let [packed (read-bytes proc)]
-        (with-open [in (GZIPInputStream. (ByteArrayInputStream. packed))]
-          (String. (.readAllBytes in) StandardCharsets/UTF_8))))))
-
-(defn parse-config
-  "Returns the lines of a configuration as a map of name to text.
-
-      (parse-config \"CONFIG_HZ=250\\n# CONFIG_X is not set\\n\") ;=> {\"CONFIG_HZ\" \"250\"}"
-  [text]
-  (into {}
-        (keep (fn [line]
-                (when-let [[_ name value] (re-matches #"(CONFIG_\w+)=(.*)" line)]
-                  [name value])))
-        (str/split-lines text)))
-
-(def ^:private known-config (atom nil))
-
-(defn- config
-  "Returns the configuration of the running kernel; nil if it has none to read.
-
-  It is read once, but for a read that failed."
-  []
-  (or @known-config (reset! known-config (some-> (config-text) parse-config))))
 
 (defn- version-number
   "Returns the number of a version, `a << 16 | b << 8 | c`."
@@ -168,7 +136,7 @@
   [name]
   (if-let [found (virtual name)]
     (str @found)
-    (get (config) name)))
+    (get (config/options) name)))
 
 (defn config-bytes
   "Returns the bytes of a declaration of `:kconfig`.
@@ -186,11 +154,11 @@
                                     :bpfmap/hint "declare it with another type"})))
       weak (byte-array (:size (node/node type nil path)))
       :else (throw (not-found path (str "This kernel does not define " name)
-                              (if (or (config) (virtual name))
+                              (if (or (config/options) (virtual name))
                                 (str "declare it __weak, which makes it zero, or compare with "
-                                     (second (config-files)))
+                                     (second (config/files)))
                                 (str "its configuration must be in "
-                                     (error/list-of (config-files)))))))))
+                                     (error/list-of (config/files)))))))))
 
 (defn config-layout
   "Returns the places of declarations in the map of the configuration.
@@ -310,30 +278,42 @@
             (kernel-btf/running-modules))
       (find-type text kind))))
 
+(defn- lacking
+  "Returns the text for what this kernel lacks of all targets of a kind; nil if it has some."
+  [attach-type target]
+  (let [facts {:release (call/kernel-release) :options (config/options)}
+        what (str "programs of attach type " attach-type)]
+    (cond
+      (not (kernel-btf/present?))
+      (or (lacks/explain what lacks/kernel-types facts)
+          (lacks/all-options what lacks/kernel-types))
+
+      (= :trace-iter attach-type)
+      (lacks/explain (str "iterators over " target) (lacks/iterators target) facts)
+
+      (#{:lsm-mac :lsm-cgroup} attach-type)
+      (or (lacks/explain what lacks/hooks facts)
+          (when-not (find-target "bpf_lsm_file_open" :func)
+            (lacks/all-options what lacks/hooks))))))
+
 (defn attach-target
   "Returns a program's target in the BTF of the kernel: `{:id :module}`.
 
   The target may be `module:function`. Returns nil for a program whose type has none. Throws
-  `:not-found` with similar names."
+  `:not-found` with similar names, `:not-supported` if this kernel lacks all targets of the kind."
   [name {:keys [attach-type target type]}]
   (when-let [[kind prefix word] (when (#{:tracing :lsm} type) (targets attach-type))]
     (let [path [:programs name :target]]
       (when (str/blank? target)
         (throw (invalid path (str "A program of attach type " attach-type " must have a target")
                         (str "set the name of a " word " as its :target"))))
-      (or (find-target (str prefix target) kind)
-          (throw (not-found path (str "This kernel has no " word " " target)
-                            (or (similar (kernel-btf/running-kernel) target kind prefix)
-                                (str "set another :target, or leave program " name " out"))))))))
-
-(defn function-of-program
-  "Returns the id of a function in the BTF of an open program."
-  [program function path]
-  (let [info (kernel.prog/info (program/descriptor program) {:op :load})
-        b (when-let [id (:btf-id info)] (kernel-btf/by-id id))
-        id (when (and b function) (first-id b function :func))]
-    (or id
-        (throw (not-found path (str "The program " (:name info) " has no function " function)
-                          (if b
-                            (similar b (str function) :func "")
-                            "it was loaded without BTF"))))))
+      (or (when (kernel-btf/present?)
+            (find-target (str prefix target) kind))
+          (let [what (str "This kernel has no " word " " target)]
+            (throw (if-let [hint (lacking attach-type target)]
+                     (error/error :not-supported what
+                                  {:bpfmap/op :load :bpfmap/path path :bpfmap/hint hint})
+                     (not-found path what
+                                (or (similar (kernel-btf/running-kernel) target kind prefix)
+                                    (str "set another :target, or leave program " name
+                                         " out"))))))))))

@@ -26,7 +26,9 @@
             [bpfmap.impl.object.references :as references]
             [bpfmap.impl.object.selection :as selection]
             [bpfmap.impl.object.undo :as undo]
+            [bpfmap.impl.open-object :as open-object]
             [bpfmap.impl.options :as options]
+            [bpfmap.impl.prog.function :as function]
             [bpfmap.impl.prog.program :as program]
             [bpfmap.impl.prog.verifier-log :as verifier-log]
             [bpfmap.spec :as spec]
@@ -156,8 +158,8 @@
 
       target
       {:attach-program (program/descriptor target)
-       :attach-btf-id (externs/function-of-program target (:target program)
-                                                   [:programs name :target])
+       :attach-btf-id (function/id-of (program/descriptor target) (:target program) {:op :load}
+                                      {:bpfmap/path [:programs name :target]})
        :expected-attach-type (attach-types/numbers attach-type)}
 
       (= :ext type)
@@ -222,6 +224,7 @@
   [{:keys [object options undo] :as state} name {:keys [code parts relocations callbacks]}]
   (let [{:keys [type flags] :as program} (with-attach-type (get-in object [:programs name]))
         usdt (descriptions state program)
+        other (get-in options [:attach-to name])
         code (.order (ByteBuffer/wrap code) (ByteOrder/nativeOrder))
         ctx (assoc state :fds (volatile! []) :poison (volatile! {}) :fd-array (volatile! []))
         fields (in-path [] (attach-fields state name program))]
@@ -252,7 +255,9 @@
                              (cond-> (assoc (select-keys program [:section :target :attach-type
                                                                   :flags])
                                             :name name)
-                               usdt (assoc :usdt usdt)))]
+                               usdt (assoc :usdt usdt)
+                               other (assoc :of-program {:program other
+                                                         :id (open-object/id other)})))]
         (undo/push! undo opened #(.close ^Closeable opened))
         {:program opened :log log}))))
 

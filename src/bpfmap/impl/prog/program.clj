@@ -10,8 +10,9 @@
 
 ;; A loaded program owns a descriptor. `type` is the name of its type, `name` the kernel's name, and
 ;; `definition` what an object says of the program: a map with the keys :name, :section, :target,
-;; :attach-type, :flags and, if the object reads arguments of USDT probes, :usdt. A program that
-;; comes from no object has at most an :attach-type.
+;; :attach-type, :flags and, if the object reads arguments of USDT probes, :usdt. One that was
+;; loaded for a function of another program has that one as :of-program, `{:program p :id n}`. A
+;; program that comes from no object has at most an :attach-type.
 (deftype Program [^Fd fd type name definition]
   Closeable
   (close [_] (call/close fd))

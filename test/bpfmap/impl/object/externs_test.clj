@@ -1,6 +1,7 @@
 (ns bpfmap.impl.object.externs-test
   "Values of the kernel's configuration, in the types that programs declare."
   (:require [bpfmap.fixture :refer [kernel-test]]
+            [bpfmap.impl.kernel.config :as config]
             [bpfmap.impl.object.externs :as externs]
             [clojure.test :refer [are deftest is testing]])
   (:import (java.nio ByteBuffer ByteOrder)))
@@ -10,8 +11,8 @@
 (deftest configuration-lines
   (testing "lines with values count"
     (is (= {"CONFIG_HZ" "250" "CONFIG_NAME" "\"a=b\"" "CONFIG_X" "m"}
-           (externs/parse-config (str "# a comment\nCONFIG_HZ=250\n# CONFIG_Y is not set\n"
-                                      "CONFIG_NAME=\"a=b\"\nCONFIG_X=m\n"))))))
+           (config/parse (str "# a comment\nCONFIG_HZ=250\n# CONFIG_Y is not set\n"
+                              "CONFIG_NAME=\"a=b\"\nCONFIG_X=m\n"))))))
 
 (def ^:private tristate [:enum :u32 {:TRI_NO 0 :TRI_YES 1 :TRI_MODULE 2}])
 
