@@ -240,8 +240,9 @@
   reason, the source line and a hint, `:bpfmap/log` the whole log. Throws `:invalid-value`,
   `:invalid-spec`, `:invalid-program` or `:incompatible` for a value that cannot be loaded, before
   the kernel sees it, with the place under `:bpfmap/path`; `:not-found` for what this kernel does
-  not have, such as the function that a program attaches to; `:not-supported` for an object of the
-  other byte order; `:permission` without CAP_BPF and the capabilities of the program types.
+  not have, such as the function that a program attaches to; `:not-supported` for programs that it
+  cannot have, with the release or the kernel option that has them, and for an object of the other
+  byte order; `:permission` without CAP_BPF and the capabilities of the program types.
 
       (with-open [x (load (read \"flows.bpf.o\") {:only [\"count\"]})]
         (bpfmap.prog/test-run (get-in x [:programs \"count\"]) {:data (byte-array 64)})

@@ -115,8 +115,9 @@
   is closed and not attached.
 
   Throws `:invalid-program` for instructions that cannot be assembled, `:program-rejected` with the
-  verifier's log under `:bpfmap/log` if the kernel rejects the program, `:closed` for a closed map,
-  and `:permission` without CAP_BPF and, for tracing programs, CAP_PERFMON, for network programs
+  verifier's log under `:bpfmap/log` if the kernel rejects the program, `:not-supported` for a type
+  that this kernel lacks, with the release or the kernel option that has it, `:closed` for a closed
+  map, and `:permission` without CAP_BPF and, for tracing programs, CAP_PERFMON, for network programs
   CAP_NET_ADMIN.
 
       (load {:type :socket-filter :insns [[:mov64 :r0 0] [:exit]]})"
