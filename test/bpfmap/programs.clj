@@ -74,6 +74,26 @@
                (cgroup-attachment fd cgroup "BPF_PROG_DETACH" 0)
                (finally (.release fd)))))))
 
+(defn attach-without-link
+  "Attaches a program to a device or to the network namespace of the thread, without a link, by the
+  number of an attach type; closing what this returns detaches it.
+
+  `target` is the index of a device, or 0 for the namespace."
+  ^java.io.Closeable [program target attach-type]
+  (let [fd (descriptor program)
+        run (fn [what number]
+              (command what (constant number)
+                       (fn [^Attr attr]
+                         (.int32 attr (attr-field "target_fd") target)
+                         (.fd attr (attr-field "attach_bpf_fd") fd)
+                         (.int32 attr (attr-field "attach_type") attach-type))))]
+    (run "attaching without a link" "BPF_PROG_ATTACH")
+    (let [number (.acquire fd)]
+      (held {:fd number}
+            #(try
+               (run "detaching without a link" "BPF_PROG_DETACH")
+               (finally (.release fd)))))))
+
 (defn send-from
   "Sends one UDP packet over loopback from a process in the cgroup. The socket belongs to the
   cgroup too."

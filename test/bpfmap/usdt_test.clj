@@ -314,6 +314,26 @@
              (run traced)
              (is (= 77 (m 0))))))))))
 
+(kernel-test ^{:needs [[:kernel :links-of-perf-events]]} k11-loaded-elsewhere
+  (testing "a program that reads arguments is attached only where it was loaded"
+    (on-x86-64
+     (fn []
+       (with-open [traced (probed/program places)
+                   object (loaded "usdt")
+                   m (counter)
+                   other (prog/load {:type :kprobe :insns (counting m 0)})
+                   copy (prog/open {:program-id (:id (prog/info (program object "any_probe")))})
+                   counting-copy (prog/open {:program-id (:id (prog/info other))})]
+         (let [{:keys [message] :bpfmap/keys [error op]}
+               (error-of (link/attach copy (probe traced "rax")))]
+           (is (= [:not-supported :attach] [error op]))
+           (is (str/includes? message "The program any_probe reads arguments of probes"))
+           (is (str/includes? message "or load the object with bpfmap.object/load")))
+         (testing "one that reads none is attached"
+           (with-open [_ (link/attach counting-copy (probe traced "rax"))]
+             (run traced)
+             (is (= 3 (m 0))))))))))
+
 (kernel-test ^{:needs [[:kernel :links-of-perf-events]]} k11-of-one-process
   (testing "a probe is observed in one process only"
     (on-x86-64

@@ -436,7 +436,9 @@
   "Attaches a program to all places of a probe.
 
   If the program reads the arguments, describes them to it first."
-  [{:keys [target options attach-type descriptions ctx] :as request}]
+  [{:keys [program target options attach-type descriptions ctx] :as request}]
+  (when-not descriptions
+    (usdt/check-describable program ctx))
   (let [path (functions/executable (:usdt target) ctx)
         found (usdt/places path target ctx)
         [places lease] (if descriptions

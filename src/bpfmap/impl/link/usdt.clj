@@ -216,6 +216,36 @@
       (doseq [address stored]
         (kernel.probe/operate :delete fd {:key (bytes-of 8 address)} ctx)))))
 
+(defn- map-name
+  "Returns the name of the map with an id; nil if it cannot be read."
+  [id ctx]
+  (try
+    (let [fd (call/open-id :map id ctx)]
+      (try
+        (:name (kernel.map/info fd ctx nil))
+        (finally (call/close fd))))
+    (catch clojure.lang.ExceptionInfo _ nil)))
+
+(def ^:private specs-name
+  "The name of the map of descriptions, as the kernel keeps it: 15 characters of it."
+  "__bpf_usdt_spec")
+
+(defn check-describable
+  "Throws `:not-supported` for a program that reads arguments which nothing here can describe.
+
+  This is a program that was loaded elsewhere: whoever loaded it decides which of the descriptions
+  in its map are in use, and a new one would replace one of those."
+  [^Fd program {:keys [op] :as ctx}]
+  (let [{:keys [map-ids name]} (kernel.prog/brief-info program ctx)]
+    (when (some #(= specs-name (map-name % ctx)) map-ids)
+      (throw (error/error :not-supported
+                          (str "The program " name " reads arguments of probes, and was not loaded "
+                               "as a part of an object here")
+                          {:bpfmap/op op
+                           :bpfmap/hint (str "the process that loaded it keeps the descriptions of "
+                                             "the arguments; attach it there, or load the object "
+                                             "with bpfmap.object/load")})))))
+
 (defn describe!
   "Writes the descriptions of a probe's arguments for the programs of an object.
 

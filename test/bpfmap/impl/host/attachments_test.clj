@@ -200,6 +200,53 @@
                      (is (= [] (found r) (found s))))))))
             (is (= [] (found p) (found q)) "in another network namespace")))))))
 
+(defn- listed
+  "The rows of `link list` for a program, as what they are attached to."
+  [p]
+  (for [row (exec/link-list {}) :when (= (id-of p) (:id (:program row)))]
+    ((juxt :id :type :attached-to) row)))
+
+(kernel-test programs-of-hooks
+  (testing "programs of tcx and netkit, and flow dissectors, without a link"
+    (links/in-network-namespace
+     (fn []
+       (let [index #(parse-long (str/trim (run-tool "bash" "-c" (str "ip -o link show dev " %
+                                                                     " | cut -d: -f1"))))
+             netkit? (and (since/here? [:target :netkit]) (links/add-netkit))]
+         (doseq [[device type attach-type direction]
+                 (cond-> (when (since/has? [:target :tcx])
+                           [["v1" :tcx :tcx-ingress "ingress"] ["v1" :tcx :tcx-egress "egress"]])
+                   netkit? (conj ["kit0" :netkit :netkit-primary "primary"]))]
+           (testing attach-type
+             (with-open [p (program :sched-cls -1)
+                         q (program :sched-cls -1)
+                         _ (programs/attach-without-link p (index device)
+                                                         (prog/attach-types attach-type))
+                         _ ^Closeable (link/attach q {type (keyword direction)
+                                                      :interface device})]
+               (is (= [{:type type :ifindex (index device) :device device
+                        :attach-type attach-type}]
+                      (found p)))
+               (is (= [] (found q)) "the other one has a link")
+               (is (= [[nil type (str device " " (name attach-type))]] (listed p)))
+               (is (= [true] (map (comp pos-int? first) (listed q))))
+               (when (fixture/executable "bpftool")
+                 ;; An old bpftool lists no hooks.
+                 (let [[{:keys [tc]}] (bpftool-json "net" "show")
+                       shown (filter #(#{(id-of p) (id-of q)} (:prog_id %)) tc)]
+                   (when (seq shown)
+                     (is (= #{(id-of p) (id-of q)} (set (map :prog_id shown))))))))
+             (is (= 0 (count (filter #(= device (:device %)) (host/attachments)))))))
+         (with-open [p (program :flow-dissector 0)
+                     _ (programs/attach-without-link p 0 (prog/attach-types :flow-dissector))]
+           (is (= [{:type :netns :attach-type :flow-dissector}]
+                  (map #(dissoc % :netns-ino) (found p))))
+           (is (= [[nil :netns]] (map butlast (listed p))))
+           (when (fixture/executable "bpftool")
+             ;; As JSON, it is malformed in bpftool 7.1.
+             (is (re-find (re-pattern (str "(?m)^flow_dissector:\\s+id " (id-of p) "\\b"))
+                          (run-tool "bpftool" "net" "show"))))))))))
+
 (kernel-test ^{:needs [[:kernel :programs-of-sockmaps]]} programs-of-socket-maps
   (testing "programs of maps of sockets without a link"
     (if-not (fixture/executable "bpftool")
