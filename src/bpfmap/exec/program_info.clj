@@ -7,6 +7,7 @@
             [bpfmap.impl.btf.blob :as blob]
             [bpfmap.impl.host.attachments :as attachments]
             [bpfmap.impl.host.holders :as holders]
+            [bpfmap.impl.kernel.call :as call]
             [bpfmap.impl.kernel.link :as kernel.link]
             [bpfmap.impl.kernel.prog :as kernel.prog]
             [bpfmap.impl.kernel.procfs :as procfs]
@@ -147,9 +148,14 @@
     (nil? attach-type) (str "function of program " target-obj-id)
     (= 1 (or target-obj-id 1)) (or-nothing #(some-> @btf (blob/name-of target-btf-id)))))
 
-(defn- device-name [ifindex]
+(defn- device-name
+  "Returns the name of a device of the network namespace of the thread, by its index.
+
+  The files of sysfs are not read: they are those of the namespace in which it was mounted."
+  [ifindex]
   (when ifindex
-    (or (procfs/device-name ifindex) (str "interface " ifindex))))
+    (or (first (filter #(= ifindex (call/interface-index %)) (call/interface-names)))
+        (str "interface " ifindex))))
 
 (defn- function-count [n]
   (str n (if (= 1 n) " function" " functions")))
@@ -164,7 +170,7 @@
 
       (attached-to {:id 7 :type :raw-tracepoint :tracepoint \"sys_enter\"} (delay nil)) ;=> \"sys_enter\""
   [{:keys [type tracepoint target map-id attach-type ifindex cgroup-id netns-ino event function path
-           functions offset family hook device mode direction priority]
+           functions offset return family hook device mode direction priority]
     :as info} btf]
   (let [parts (case type
                 :tracing [(some-> attach-type name) (function-name btf info)]
@@ -175,7 +181,11 @@
                 :tc [device (some-> direction name) (str "priority " priority)]
                 (:tcx :netkit) [(or device (device-name ifindex)) (some-> attach-type name)]
                 (:struct-ops :sockmap) [(some->> map-id (str "map ")) (some-> attach-type name)]
-                :perf-event [(when-not (= :tracepoint event) (some-> event name))
+                :perf-event [(case event
+                               :tracepoint nil
+                               :uprobe (if return "uretprobe" "uprobe")
+                               :kprobe (if return "kretprobe" "kprobe")
+                               (some-> event name))
                              (or tracepoint
                                  (some-> (or function path) (with-offset offset)))]
                 :kprobe-multi [(some->> functions function-count)]

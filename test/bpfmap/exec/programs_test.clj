@@ -358,6 +358,9 @@
       {:type :perf-event :event :tracepoint :tracepoint "sched_switch"} "sched_switch"
       {:type :perf-event :event :kprobe :function "do_unlinkat" :offset 0} "kprobe do_unlinkat"
       {:type :perf-event :event :uprobe :path "/bin/bash" :offset 4096} "uprobe /bin/bash+0x1000"
+      {:type :perf-event :event :uprobe :path "/bin/bash" :offset 8 :return true}
+      "uretprobe /bin/bash+0x8"
+      {:type :perf-event :event :kprobe :function "vfs_read" :return true} "kretprobe vfs_read"
       {:type :kprobe-multi :functions 3} "3 functions"
       {:type :uprobe-multi :path "/bin/bash" :functions 2} "/bin/bash 2 functions"
       {:type :netfilter :family :ipv4 :hook :local-in} "ipv4 local-in"

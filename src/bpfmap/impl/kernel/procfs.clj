@@ -509,13 +509,3 @@
         (< (.limit words) (+ i 2)) 4096
         (= at-pagesz (.get words (int i))) (.get words (int (inc i)))
         :else (recur (+ i 2))))))
-
-(defn device-name
-  "Returns the name of the network device with an index, or nil.
-
-  Only devices of this network namespace have one.
-
-      (device-name 1) ;=> \"lo\""
-  [ifindex]
-  (let [index #(some-> (read-file (str "/sys/class/net/" % "/ifindex")) str/trim parse-long)]
-    (some #(when (= ifindex (index %)) %) (list-names "/sys/class/net"))))

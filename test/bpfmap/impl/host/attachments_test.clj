@@ -229,7 +229,10 @@
                       (found p)))
                (is (= [] (found q)) "the other one has a link")
                (is (= [[nil type (str device " " (name attach-type))]] (listed p)))
-               (is (= [true] (map (comp pos-int? first) (listed q))))
+               (is (= [[(:id (first (filter #(= (id-of q) (:program-id %)) (host/links))))
+                        type (str device " " (name attach-type))]]
+                      (listed q))
+                   "the device is one of this network namespace")
                (when (fixture/executable "bpftool")
                  ;; An old bpftool lists no hooks.
                  (let [[{:keys [tc]}] (bpftool-json "net" "show")
