@@ -262,7 +262,7 @@
 
   Conditions are always quoted, because `>` and `~` have a meaning in the shell."
   [k x]
-  (let [named? (#{:values :refs :targets} (:kind (options k)))
+  (let [named? (#{:values :refs :targets :event-types} (:kind (options k)))
         text (cond
                named? (named-text x)
                (or (string? x) (keyword? x)) (output/cell x)

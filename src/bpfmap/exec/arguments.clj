@@ -221,6 +221,8 @@
           :expects "must be NAME=REF, with an id, a pin path or a name" :as :string}
    :targets {:read (read-named read-target read-target)
              :expects "must be NAME=TARGET, such as count={xdp \"eth0\"}" :as :string}
+   :event-types {:read (read-named read-event-type read-event-type)
+                 :expects "must be NAME=TYPE, with a type or the name of a struct" :as :string}
    :slots {:read #(#{:log2 :bcc :bpftrace} (some-> (text %) keyword))
            :expects "must be log2, bcc or bpftrace" :as :keyword}
    :count {:read #(let [n (number %)] (when (and (int? n) (pos? (long n))) n))

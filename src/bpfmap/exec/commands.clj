@@ -357,7 +357,7 @@
     :examples [{:file "flows.bpf.o"} {:file "flows.bpf.o" :program "count_packets"}]
     :fn 'bpfmap.exec.inspect/inspect :view 'bpfmap.exec.views/object}
    {:name "run" :group "Programs and links" :args [:file] :defaults {:interval 1.0} :reduces true
-    :options [:only :target :var :entries :map :pin :interval :seconds]
+    :options [:only :target :event :var :entries :map :pin :interval :seconds]
     :docs {:file "Object that clang compiled, such as flows.bpf.o"
            :pin "Directory of pinned maps (default: /sys/fs/bpf)"
            :seconds "Duration in seconds (default: until Ctrl-C)"}
@@ -365,13 +365,15 @@
     :text ["Attaches each program to the target of its section, or of --target. Prints the"
            "events of ring buffers and perf event arrays whose type is known, or else the"
            "state of maps and variables, live. Events have a type if the map has one in C,"
-           "or if a struct is named like the map, such as event for events. At the end, the"
-           "programs, links and maps are removed, except maps that the object pins by name."
-           "Requires CAP_BPF, and the capabilities of the program types."]
+           "or if a struct is named like the map, such as event for events. --event gives a"
+           "map another type, or the struct of a name. At the end, the programs, links and"
+           "maps are removed, except maps that the object pins by name. Requires CAP_BPF,"
+           "and the capabilities of the program types."]
     :examples [{:file "flows.bpf.o"}
                {:file "flows.bpf.o" :only ["count_packets"] :seconds 10
                 :target [{"count_packets" {:xdp "eth0"}}]}
-               {:file "flows.bpf.o" :var [{"limit" 10}] :map [{"flows" "/sys/fs/bpf/flows"}]}]
+               {:file "flows.bpf.o" :var [{"limit" 10}] :map [{"flows" "/sys/fs/bpf/flows"}]}
+               {:file "flows.bpf.o" :event [{"drops" [:struct [:pid :u32] [:bytes :u64]]}]}]
     :fn 'bpfmap.exec.run/run :run true}
    {:name "prog list" :group "Programs and links"
     :options [:where :sort :limit :columns :stream] :rows true

@@ -99,6 +99,8 @@
           :doc "Program to run, instead of all; can be repeated"}
    :target {:takes "NAME=TARGET" :kind :targets :many true
             :doc "Target of a program, as EDN; can be repeated"}
+   :event {:takes "NAME=TYPE" :kind :event-types :many true
+           :doc "Type of the events of a map; can be repeated"}
    :var {:takes "NAME=VALUE" :kind :values :many true
          :doc "Value of a variable, as EDN; can be repeated"}
    :entries {:takes "NAME=N" :kind :values :many true

@@ -33,6 +33,7 @@
             [bpfmap.exec.input :as input]
             [bpfmap.exec.map-info :as map-info]
             [bpfmap.exec.tail :as tail]
+            [bpfmap.impl.btf.blob :as blob]
             [bpfmap.impl.events.reader :as reader]
             [bpfmap.impl.map.raw-entries :as raw-entries]
             [bpfmap.impl.nearest :as nearest]
@@ -48,6 +49,8 @@
 (set! *warn-on-reflection* true)
 
 ;; --- the object, as the options change it
+
+(def ^:private rings #{:ringbuf :perf-event-array})
 
 (defn- unknown
   "Returns the `:usage` error for a name that the object does not have."
@@ -87,13 +90,15 @@
 
 (defn- prepared
   "Returns the object of the file, with the values of `:var` and `:entries`."
-  [{:keys [file only target entries pin] vars :var maps :map}]
+  [{:keys [file only target event entries pin] vars :var maps :map}]
   (let [o (object/read file)
         vars (into {} vars)
         entries (into {} entries)]
     (check-names :var (keys vars) "variable" (:variables o))
     (check-names :only only "program" (:programs o))
     (check-names :target (keys (into {} target)) "program" (:programs o))
+    (check-names :event (keys (into {} event)) "ring buffer or perf event array"
+                 (into {} (filter (comp rings :type val)) (:maps o)))
     (check-names :map (keys (into {} maps)) "map" (:maps o))
     (check-names :entries (keys entries) "map" (:maps o))
     (when (and pin (not-any? :pinning (vals (:maps o))))
@@ -199,8 +204,6 @@
 
 ;; --- events
 
-(def ^:private rings #{:ringbuf :perf-event-array})
-
 (defn- event-type
   "Returns the type of the events of a ring.
 
@@ -213,13 +216,35 @@
         (some #(some->> (btf/type-id b :struct %) (btf/type-of b))
               [name (str/replace name #"s$" "")]))))
 
+(defn- structs-in
+  "Returns the names of the structs in types of an object."
+  [b]
+  (keep #(when (= :struct (blob/kind b %)) (blob/name-of b %))
+        (range 1 (inc (long (blob/type-count b))))))
+
+(defn- given-type
+  "Returns the type of a value of `:event`: the value, or the struct of the object with this name."
+  [b name x]
+  (if (string? x)
+    (or (when b (btf/type-named b x))
+        (throw (arguments/refused "run" :event (str name "=" x)
+                 "must have a type, or the name of a struct of the object"
+                 (or (nearest/did-you-mean x (sort (concat (when b (structs-in b))
+                                                           (map clojure.core/name
+                                                                (keys type/scalars)))))
+                     "write the type as '[struct [pid u32]]'"))))
+    x))
+
 (defn- types-of-rings
-  "Returns the types of the events of rings, by name."
-  [{:keys [maps] b :btf}]
+  "Returns the types of the events of rings, by name.
+
+  `given` has the types of `:event`."
+  [{:keys [maps] b :btf} given]
   (let [b (when b (btf/parse b))]
     (into {} (for [[name {:keys [type] :as spec}] maps
                    :when (rings type)
-                   :let [found (event-type b name spec)]
+                   :let [x (get given name)
+                         found (if (some? x) (given-type b name x) (event-type b name spec))]
                    :when found]
                [name found]))))
 
@@ -329,10 +354,10 @@
             (<= due now) (recur (f acc (summary {})) (+ now (double interval)))
             :else (recur acc due)))))))
 
-(defn- run-rows [{:keys [only pin target] maps :map :as options} stop f init]
+(defn- run-rows [{:keys [only pin target event] maps :map :as options} stop f init]
   (let [o (prepared options)
         targets (into {} target)
-        types (types-of-rings o)
+        types (types-of-rings o (into {} event))
         given (sort-by key (into {} maps))]
     (with-all (for [[_ ref] given] #(input/open {:ref ref} :read-write))
       (fn [opened]

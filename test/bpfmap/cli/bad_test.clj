@@ -65,6 +65,7 @@
    :columns ["" ",," "a,\"b"] :flags ["" ",,"] :cpus ["some" "-1" ""]
    :event-type ["[bytes" "" "[struct [a u8] [a u8]]" "a b"] :from ["later" ""]
    :values ["x" "=1"] :refs ["x" "x="] :targets ["x" "x=1" "x=[" "=1"]
+   :event-types ["x" "=u32" "x=[bytes" "x="]
    :slots ["log10"] :field ["" "a..b"] :edn ["[" "1 2"] :map-type ["(" "1.5"] :shell ["csh"]})
 
 (defn- from-the-table

@@ -115,6 +115,19 @@
 
 ;; --- failures
 
+(kernel-test given-types-of-events
+  (testing "the events of a map have the type that is given"
+    (doseq [[type key] [["[struct [process u32] [calls u32]]" :process]
+                        [[:struct [:process :u32] [:calls :u32]] :process]
+                        ["event" :pid]
+                        [:event :pid]]]
+      (let [values (into []
+                         (comp (map (fn [row] (calls! 20) row)) (keep :value))
+                         (exec/run {:file calls :seconds 0.4 :interval 0.2 :event {"events" type}
+                                    :var {"only" this-pid "step" "5"}}))]
+        (is (seq values))
+        (is (= #{this-pid} (into #{} (map key) values)) (pr-str type))))))
+
 (kernel-test q4-failure-undoes-everything
   (testing "if a program cannot be attached, what was attached before is detached"
     (let [before (fixture/settled-descriptors)
@@ -147,6 +160,14 @@
              [[calls "--var" "only=x"] 2
               "--var must fit the variable, which has the type u32, got \"only=x\""]
              [[calls "--var" "only"] 2 "--var must be NAME=VALUE, got \"only\""]
+             [[calls "--event" "event=u32"] 2
+              "--event must name a ring buffer or perf event array of the object, got \"event\": did you mean events?"]
+             [[calls "--event" "pids=u32"] 2
+              "--event must name a ring buffer or perf event array of the object, got \"pids\": use events"]
+             [[calls "--event" "events=evnt"] 2
+              "--event must have a type, or the name of a struct of the object, got \"events=evnt\": did you mean event?"]
+             [[calls "--event" "events"] 2
+              "--event must be NAME=TYPE, with a type or the name of a struct, got \"events\""]
              [[calls "--entries" "pid=1"] 2
               "--entries must name a map of the object, got \"pid\": did you mean pids?"]
              [[calls "--entries" "pids=0"] 2
