@@ -134,6 +134,12 @@
       "it is neither a type nor the name of a struct")
     (type-problem type)))
 
+(defn- valid-event-type
+  "Returns a type, or the name of a struct as text; nil for anything else."
+  [x]
+  (let [type (read-event-type x)]
+    (when-not (event-type-problem type) type)))
+
 (defn- parts
   "Splits a text at its commas, except in double quotes."
   [text]
@@ -221,7 +227,7 @@
           :expects "must be NAME=REF, with an id, a pin path or a name" :as :string}
    :targets {:read (read-named read-target read-target)
              :expects "must be NAME=TARGET, such as count={xdp \"eth0\"}" :as :string}
-   :event-types {:read (read-named read-event-type read-event-type)
+   :event-types {:read (read-named valid-event-type valid-event-type)
                  :expects "must be NAME=TYPE, with a type or the name of a struct" :as :string}
    :slots {:read #(#{:log2 :bcc :bpftrace} (some-> (text %) keyword))
            :expects "must be log2, bcc or bpftrace" :as :keyword}
