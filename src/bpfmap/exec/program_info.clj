@@ -149,9 +149,9 @@
     (= 1 (or target-obj-id 1)) (or-nothing #(some-> @btf (blob/name-of target-btf-id)))))
 
 (defn- device-name
-  "Returns the name of a device of the network namespace of the thread, by its index.
+  "Returns the name of a network device by its index.
 
-  The files of sysfs are not read: they are those of the namespace in which it was mounted."
+  It is one of the network namespace of the thread. The files of sysfs are not read: they are those of the namespace in which it was mounted."
   [ifindex]
   (when ifindex
     (or (first (filter #(= ifindex (call/interface-index %)) (call/interface-names)))

@@ -223,7 +223,9 @@
         (range 1 (inc (long (blob/type-count b))))))
 
 (defn- given-type
-  "Returns the type of a value of `:event`: the value, or the struct of the object with this name."
+  "Returns the type of a value of `:event`.
+
+  It is the value, or the struct of the object with this name."
   [b name x]
   (if (string? x)
     (or (when b (btf/type-named b x))

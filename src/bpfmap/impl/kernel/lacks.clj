@@ -8,11 +8,13 @@
 (set! *warn-on-reflection* true)
 
 (def trampolines
-  "The options with which programs can be called from the start and the end of functions."
+  "The options with which functions can call programs at their start and end."
   ["CONFIG_BPF_JIT" "CONFIG_DYNAMIC_FTRACE_WITH_DIRECT_CALLS"])
 
 (def program-types
-  "The first release and the options of each program type: include/linux/bpf_types.h."
+  "The first release and the options of each program type.
+
+  Source: include/linux/bpf_types.h."
   (let [events ["CONFIG_BPF_EVENTS"], cgroups ["CONFIG_CGROUP_BPF"]]
     {:socket-filter {:since "3.19" :options ["CONFIG_NET"]}
      :kprobe {:since "4.1" :options events}
@@ -106,7 +108,9 @@
     (first (remove #(#{"y" "m"} (get options %)) names))))
 
 (defn explain
-  "Returns the text for what a kernel lacks, given its row in a table; nil if it should have it.
+  "Returns the text for what a kernel lacks; nil if it should have it.
+
+  The second argument is a row of a table.
 
       (explain \"iterators over dmabuf\" (iterators \"dmabuf\") {:release \"6.12.0\"})
       ;=> \"iterators over dmabuf need Linux 6.16, this is 6.12.0\""
@@ -117,7 +121,7 @@
       (str what " need a kernel built with " option ", and this one is not"))))
 
 (defn all-options
-  "Returns the text for what a kernel lacks although nothing is known that it lacks.
+  "Returns the text for something that a kernel lacks for an unknown reason.
 
       (all-options \"LSM programs\" {:options [\"CONFIG_BPF_LSM\"]})
       ;=> \"LSM programs need a kernel built with CONFIG_BPF_LSM\""
@@ -135,7 +139,7 @@
   (or (= :ext type) (contains? at-functions attach-type)))
 
 (defn of-program
-  "Returns the text for what a kernel lacks that refused a program without a reason; or nil.
+  "Returns what a kernel lacks that refused a program without a reason; or nil.
 
   `program` has `:type` and `:attach-type`. `refuses-such` and `lockdown` are functions: the first
   returns true if the kernel refuses the smallest program of that kind as well, but not programs of

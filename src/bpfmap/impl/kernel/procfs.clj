@@ -370,7 +370,7 @@
         (some-> (read-file "/proc/thread-self/net/dev") str/split-lines)))
 
 (defn- read-security
-  "Returns the text of a file of securityfs; nil if there is none, or if it may not be mounted.
+  "Returns the text of a file of securityfs; nil if it cannot be read.
 
   If securityfs is not mounted, it is mounted for the time of a call, where only this process
   reaches it."
@@ -391,7 +391,9 @@
   (some-> (read-security "lsm") str/trim not-empty (str/split #",") set))
 
 (defn lockdown
-  "Returns how far the kernel is locked down, such as \"integrity\"; nil if it is not or is unknown."
+  "Returns how far the kernel is locked down; nil if it is not or is unknown.
+
+      (lockdown) ;=> \"integrity\""
   []
   (let [[_ level] (re-find #"\[(\w+)\]" (or (read-security "lockdown") ""))]
     (when-not (= "none" level) level)))

@@ -187,9 +187,9 @@
     (some? fd)))
 
 (defn- refuses-such?
-  "Returns true if the kernel refuses the smallest program of a kind, but not a socket filter.
+  "Returns true if the kernel refuses the smallest program of a kind.
 
-  What replaces a function has no smallest program: it must have the types of the function."
+  It must accept a socket filter. What replaces a function has no smallest program: it must have the types of the function."
   [{:keys [type] :as program} ctx]
   (let [nothing {:insns smallest :license "GPL"}]
     (and (loads? (assoc nothing :type (types :socket-filter)) ctx)

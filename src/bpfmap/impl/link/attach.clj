@@ -100,7 +100,7 @@
 ;; --- functions of other programs
 
 (defn- with-program
-  "Calls f with the descriptor of a program: of an open one, or of one that is opened by its id."
+  "Calls f with the descriptor of a program, which is open or opened by its id."
   [{:keys [program-id] :as x} ctx f]
   (cond
     (program/program? x)
@@ -117,7 +117,9 @@
                                             "{:program-id n}, got " (error/printed x)) nil))))
 
 (defn- program-of-load
-  "Returns the program that a program was loaded for, for [[with-program]]; nil if it is unknown."
+  "Returns the program that a program was loaded for; nil if it is unknown.
+
+  The result is for [[with-program]]."
   [{:keys [program id]}]
   (when program
     (if (.isClosed (program/descriptor program)) {:program-id id} program)))

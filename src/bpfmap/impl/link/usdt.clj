@@ -227,13 +227,13 @@
     (catch clojure.lang.ExceptionInfo _ nil)))
 
 (def ^:private specs-name
-  "The name of the map of descriptions, as the kernel keeps it: 15 characters of it."
+  "The name of the map of descriptions, of which the kernel keeps 15 characters."
   "__bpf_usdt_spec")
 
 (defn check-describable
-  "Throws `:not-supported` for a program that reads arguments which nothing here can describe.
+  "Throws `:not-supported` for a program whose arguments cannot be described here.
 
-  This is a program that was loaded elsewhere: whoever loaded it decides which of the descriptions
+  It was loaded elsewhere: whoever loaded it decides which of the descriptions
   in its map are in use, and a new one would replace one of those."
   [^Fd program {:keys [op] :as ctx}]
   (let [{:keys [map-ids name]} (kernel.prog/brief-info program ctx)]

@@ -279,7 +279,7 @@
       (find-type text kind))))
 
 (defn- lacking
-  "Returns the text for what this kernel lacks of all targets of a kind; nil if it has some."
+  "Returns why this kernel has no target of a kind at all; nil if it has some."
   [attach-type target]
   (let [facts {:release (call/kernel-release) :options (config/options)}
         what (str "programs of attach type " attach-type)]
