@@ -12,7 +12,8 @@
 (defn id-of
   "Returns the id of a function in the BTF of a program.
 
-  `fd` is the program's descriptor. Throws `:not-found` with similar names; `data` is added to the data of the error."
+  `fd` is the program's descriptor. Throws `:not-found` with similar names; `data` is added to the
+  data of the error."
   [^Fd fd function {:keys [op]} data]
   (let [{:keys [name btf-id]} (kernel.prog/brief-info fd {:op op :object :program})
         b (when btf-id (kernel-btf/by-id btf-id))
