@@ -108,8 +108,10 @@
         {:written n :skipped (- (count rows) n) :missing 0})
       :else
       (let [n (if write-options (bpf/put-all! m pairs write-options) (bpf/put-all! m pairs))
-            keys (count (into #{} (map :id) rows))]
-        {:written n :skipped 0 :missing (- keys (long n))}))))
+            keys (count (into #{} (map :id) rows))
+            repeated (- (count rows) keys)]
+        (cond-> {:written n :skipped 0 :missing (- keys (long n))}
+          (pos? repeated) (assoc :repeated repeated))))))
 
 (defn- check-file [{:keys [key value field cpus]}]
   (doseq [[k x] {:key key :value value :field field} :when (some? x)]
@@ -166,8 +168,9 @@
   "Writes the value of a key and returns the previous value.
 
   With `:field`, changes only this field of the value. With `:file`, writes the entries in a file;
-  the result has how many were `:read` and `:written`, and how many `:entries` the map has then. For
-  a queue, stack or bloom filter, pushes a value, which can be given as the key.
+  the result has how many were `:read` and `:written`, how many had the key of a later one
+  (`:repeated`), and how many `:entries` the map has then. For a queue, stack or bloom filter,
+  pushes a value, which can be given as the key.
 
       (put {:ref {:name \"counts\"} :key 7 :value 42})
       ;=> {:map {:id 12, …}, :key 7, :before 41, :written true, :value 42}"

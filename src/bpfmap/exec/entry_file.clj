@@ -4,7 +4,7 @@
   | format | contents                                                                          |
   |--------|-----------------------------------------------------------------------------------|
   | EDN    | rows `{:key … :value …}` or pairs `[key value]`, in a vector or one after another, |
-  |        | or one map of keys to values                                                      |
+  |        | or maps of keys to values                                                         |
   | JSON   | rows `{\"key\": …, \"value\": …}`, in an array or one on each line                      |
   | CSV    | a header line with the columns of `dump --csv`, and a line for each entry         |
 
@@ -29,10 +29,13 @@
 
 (def ^:private most-problems "The number of problems that an error lists." 20)
 
+(defn- shown [file]
+  (if (= "-" file) "standard input" (error/shown file)))
+
 (defn- unreadable
   "Returns the exception for a file that has no rows."
   [file hint]
-  (error/error :invalid-value (str (error/shown file) " has no entries that can be read")
+  (error/error :invalid-value (str (shown file) " has no entries that can be read")
                {:bpfmap/op :put :bpfmap/file file :bpfmap/hint hint}))
 
 ;; --- EDN
@@ -53,93 +56,150 @@
 (defn- row-keys? [x]
   (and (map? x) (seq x) (every? #{:key :value} (keys x))))
 
-(defn- edn-row
-  "Returns a form as a row, or a map as rows."
+(defn- pair? [x]
+  (and (vector? x) (= 2 (count x))))
+
+(defn- edn-row [line form]
+  (cond
+    (row-keys? form) (assoc form :line line)
+    (pair? form) {:line line :key (form 0) :value (form 1)}
+    :else {:line line :problem (str "it must be {:key … :value …} or [key value], got "
+                                    (error/printed form))}))
+
+(defn- rows-of-form
+  "Returns the rows of a form outside of a vector: a row, or a map of keys to values."
   [line form]
-  (let [form (arguments/with-keywords form)]
-    (cond
-      (row-keys? form) [(assoc form :line line)]
-      (and (vector? form) (= 2 (count form))) [{:line line :key (form 0) :value (form 1)}]
-      (and (map? form) (not (:bpfmap/saved form)))
-      (for [[k v] form] {:line line :key k :value v})
-      :else [{:line line
-              :problem (if (:bpfmap/saved form)
-                         "it is a saved map: use restore --into"
-                         (str "it must be {:key … :value …} or [key value], got "
-                              (error/printed form)))}])))
+  (cond
+    (:bpfmap/saved form) [{:line line :problem "it is a saved map: use restore --into"}]
+    (and (map? form) (not (row-keys? form))) (for [[k v] form] {:line line :key k :value v})
+    :else [(edn-row line form)]))
+
+(defn- rows-of-vector
+  "Returns the rows of a text that is one vector.
+
+  It has rows, or is the pair of one entry."
+  [line forms]
+  (let [elements (mapv second forms)]
+    (if (and (pair? elements) (not-any? #(or (row-keys? %) (pair? %)) elements))
+      [(edn-row line elements)]
+      (map (fn [[line form]] (edn-row line form)) forms))))
+
+(defn- read-edn
+  "Reads forms up to the end of the text, or of the vector that they are in.
+
+  Returns `{:forms [line form] pairs :wrong row}`. What follows a form that cannot be read cannot be
+  told apart."
+  [^LineNumberingPushbackReader reader in-vector?]
+  (loop [forms (transient [])]
+    (let [c (skip-blanks reader)
+          line (.getLineNumber reader)
+          ended (fn [problem]
+                  {:forms (persistent! forms)
+                   :wrong (when problem {:line line :problem problem})})]
+      (cond
+        (neg? (long c)) (ended (when in-vector? "the vector has no end"))
+        (and in-vector? (= (int \]) c)) (do (.read reader) (ended nil))
+        :else
+        (let [form (try
+                     (arguments/with-keywords (edn/read-form reader {:eof ::none}))
+                     (catch ExceptionInfo e e))]
+          (cond
+            (= ::none form) (ended nil) ; a discarded form was the last
+            (instance? Throwable form)
+            (ended (str/replace (:bpfmap/problem (ex-data form) (ex-message form))
+                                #"^java\.lang\.\w+: " ""))
+            :else (recur (conj! forms [line form]))))))))
 
 (defn- edn-rows [text]
   ;; Throws for text that is nested too deep, or has too long a name.
   (slurp (edn/bounded-reader (StringReader. text)))
   (let [reader (LineNumberingPushbackReader. (StringReader. text))
-        first-char (skip-blanks reader)
-        in-vector? (= (int \[) first-char)
-        ends? #(or (neg? (long %)) (and in-vector? (= (int \]) %)))]
-    (when in-vector? (.read reader))
-    (loop [rows []]
-      (let [c (skip-blanks reader)
-            line (.getLineNumber reader)]
-        (if (ends? c)
-          (if (and in-vector? (neg? (long c)))
-            (conj rows {:line line :problem "the vector has no end"})
-            rows)
-          (let [form (try
-                       (edn/read-form reader {})
-                       (catch ExceptionInfo e e))]
-            (if (instance? Throwable form)
-              ;; What follows cannot be told apart.
-              (conj rows {:line line
-                          :problem (str/replace (:bpfmap/problem (ex-data form) (ex-message form))
-                                                #"^java\.lang\.\w+: " "")})
-              (recur (into rows (edn-row line form))))))))))
+        starts? (= (int \[) (skip-blanks reader))
+        line (.getLineNumber reader)
+        {:keys [forms wrong]} (when starts? (.read reader) (read-edn reader true))
+        {more :forms then-wrong :wrong} (when-not wrong (read-edn reader false))
+        one? (and starts? (empty? more))]
+    (concat (cond
+              one? (rows-of-vector line forms)
+              starts? [(edn-row line (mapv second forms))])
+            (mapcat (fn [[line form]] (rows-of-form line form)) more)
+            (some-> (or wrong then-wrong) vector))))
 
 ;; --- JSON
 
+(defn- json-end
+  "Returns the index after the value that begins at i, or the length of the text."
+  ^long [^String text ^long i]
+  (let [n (count text)]
+    (loop [i i depth 0 in-string? false]
+      (if (<= n i)
+        n
+        (let [c (.charAt text i)]
+          (cond
+            in-string? (cond
+                         (= \\ c) (recur (+ i 2) depth true)
+                         (= \" c) (if (zero? depth) (inc i) (recur (inc i) depth false))
+                         :else (recur (inc i) depth true))
+            (= \" c) (recur (inc i) depth true)
+            (or (= \{ c) (= \[ c)) (recur (inc i) (inc depth) false)
+            (or (= \} c) (= \] c)) (cond
+                                     (zero? depth) i
+                                     (= 1 depth) (inc i)
+                                     :else (recur (inc i) (dec depth) false))
+            (and (zero? depth) (or (= \, c) (Character/isWhitespace c))) i
+            :else (recur (inc i) depth false)))))))
+
 (defn- json-texts
-  "Returns the values of a text, or of the array in it, as `[line text]` pairs."
+  "Returns the values of a text, or of the array in it.
+
+  An element is `{:line :text}`, or has a `:problem` if it is not a value."
   [^String text]
   (let [n (count text)
-        start (- n (count (str/triml text)))
-        in-array? (and (< start n) (= \[ (.charAt text start)))
-        outer (if in-array? 1 0)]
-    (loop [i start line (long (inc (count (filter #{\newline} (subs text 0 start)))))
-           depth 0 in-string? false begin nil found []]
-      (if (= i n)
-        (cond-> found begin (conj [(second begin) (subs text (first begin))]))
-        (let [c (.charAt text i)
-              line (if (= \newline c) (inc line) line)
-              next-i (inc i)
-              end #(conj found [(second begin) (subs text (first begin) %)])]
-          (cond
-            in-string? (recur (if (= \\ c) (min n (inc next-i)) next-i) line depth
-                              (not= \" c) begin found)
-            (or (= \{ c) (= \[ c))
-            (recur next-i line (inc depth) false
-                   (or begin (when (= depth outer) [i line])) found)
-            (or (= \} c) (= \] c))
-            (if (and begin (= (dec depth) outer))
-              (recur next-i line (dec depth) false nil (end next-i))
-              (recur next-i line (dec depth) false begin found))
-            (and (= depth outer) (or (= \, c) (Character/isWhitespace c)))
-            (if begin
-              (recur next-i line depth false nil (end i))
-              (recur next-i line depth false nil found))
-            :else (recur next-i line depth (= \" c) (or begin (when (= depth outer) [i line]))
-                         found)))))))
+        stray (fn [c state]
+                (cond
+                  (or (= \, c) (and (= \] c) (= :value state))) "there is a comma too many"
+                  (or (= \] c) (= \} c)) (str "there is a " c " too many")))]
+    ;; `state` is `:start`, `:first` after the [ of an array, `:next` after a value in it, `:value`
+    ;; after a comma, `:end` after the ], or `:rows` if there is no array.
+    (loop [i 0 line 1 state :start found (transient [])]
+      (let [c (when (< i n) (.charAt text i))
+            wrong (fn [problem] (persistent! (conj! found {:line line :problem problem})))]
+        (cond
+          (nil? c) (if (contains? #{:first :value :next} state)
+                     (wrong "the array has no end")
+                     (persistent! found))
+          (= \newline c) (recur (inc i) (inc line) state found)
+          (Character/isWhitespace ^char c) (recur (inc i) line state found)
+          (and (= :start state) (= \[ c)) (recur (inc i) line :first found)
+          (and (= \, c) (= :next state)) (recur (inc i) line :value found)
+          (and (= \] c) (contains? #{:first :next} state)) (recur (inc i) line :end found)
+          (= :end state) (wrong "there must be nothing after the array")
+          (= :next state) (wrong "there must be a comma between two rows")
+          (stray c state) (wrong (stray c state))
+          :else
+          (let [end (json-end text i)
+                part (subs text i end)]
+            (recur end
+                   (+ line (count (filter #{\newline} part)))
+                   (if (contains? #{:first :value} state) :next :rows)
+                   (conj! found {:line line :text part}))))))))
 
 (defn- json-rows [text]
   (let [read-str (requiring-resolve 'clojure.data.json/read-str)]
-    (for [[line part] (json-texts text)]
-      (let [row (try
-                  (slurp (edn/bounded-reader (StringReader. part)))
-                  (read-str part)
-                  (catch Exception e e))]
-        (cond
-          (instance? Exception row) {:line line :problem "it is not JSON"}
-          (and (map? row) (seq row) (every? #{"key" "value"} (keys row)))
-          (assoc (update-keys row keyword) :line line)
-          :else {:line line :problem (str "it must be {\"key\": …, \"value\": …}, got "
-                                          (error/printed row))})))))
+    (for [{:keys [line problem]
+           part :text} (json-texts text)]
+      (if problem
+        {:line line :problem problem}
+        (let [row (try
+                    (slurp (edn/bounded-reader (StringReader. part)))
+                    (read-str part)
+                    (catch Exception e e))]
+          (cond
+            (instance? Exception row) {:line line :problem "it is not JSON"}
+            (and (map? row) (seq row) (every? #{"key" "value"} (keys row)))
+            (assoc (update-keys row keyword) :line line)
+            :else {:line line :problem (str "it must be {\"key\": …, \"value\": …}, got "
+                                            (error/printed row))}))))))
 
 ;; --- CSV
 
@@ -150,13 +210,27 @@
         side (#{:key :value} (keyword word))]
     (if-not side
       {:problem (str "the header must have columns such as key, key.src and value.rx, got "
-                     (error/printed name))}
+                     (error/printed name)
+                     (when (re-find #"[;\t]" (str name))
+                       ": separate the columns by commas"))}
       (try
         (assoc (input/column-reader (bpf/spec m) side (with-meta (vec more) (meta path)) name
                                     (:cpus options))
-               :side side)
+               :side side :name name)
         (catch ExceptionInfo e
           {:problem (ex-message e)})))))
+
+(defn- overlap
+  "Returns the problem of two columns of which one is, or is in, the other; or nil."
+  [columns]
+  (let [places (map (fn [{:keys [side keys name]}] [(into [side] keys) name]) columns)
+        within? (fn [a b] (= a (take (count a) b)))]
+    (first (for [[i [path name]] (map-indexed vector places)
+                 [j [other other-name]] (map-indexed vector places)
+                 :when (and (not= i j) (within? path other))]
+             (if (= path other)
+               (str "the header must have each column once, got " name " twice")
+               (str "the header must not have both " name " and " other-name))))))
 
 (defn- vectors
   "Returns nested maps with vectors for maps whose keys are indices."
@@ -189,17 +263,40 @@
       (catch ExceptionInfo e
         {:line line :problem (ex-message e)}))))
 
+(defn- csv-records
+  "Returns the records of a text as `[line cells]` pairs.
+
+  If a quote is wrong, the last pair has an exception instead of the cells."
+  [text]
+  (let [newlines (fn [cells] (reduce + 1 (map #(count (filter #{\newline} %)) cells)))]
+    (loop [records (try (seq ((requiring-resolve 'clojure.data.csv/read-csv) text))
+                        (catch Exception e e))
+           line 1
+           found (transient [])]
+      (cond
+        (nil? records) (persistent! found)
+        (instance? Exception records) (persistent! (conj! found [line records]))
+        :else (let [cells (first records)]
+                (recur (try (next records) (catch Exception e e))
+                       (+ line (long (newlines cells)))
+                       (conj! found [line cells])))))))
+
+(defn- csv-problem [^Exception e]
+  (if (instance? java.io.EOFException e)
+    "a quoted cell has no end"
+    "a quoted cell must end before a comma or the end of the line"))
+
 (defn- csv-rows [m options text]
-  (let [[header & records] (try
-                             ((requiring-resolve 'clojure.data.csv/read-csv) text)
-                             (catch Exception _ nil))
-        columns (map #(column m options %) header)
-        newlines (fn [cells] (reduce + 1 (map #(count (filter #{\newline} %)) cells)))]
-    (if-let [problem (some :problem columns)]
+  (let [[[line header] & records] (remove (comp #{[""]} second) (csv-records text))
+        columns (if (instance? Exception header)
+                  [{:problem (str "line " line ": " (csv-problem header))}]
+                  (map #(column m options %) header))]
+    (if-let [problem (or (some :problem columns) (overlap columns))]
       (throw (unreadable (:file options) problem))
-      (for [[line cells] (map vector (reductions + (inc 1) (map newlines records)) records)
-            :when (not= [""] cells)]
-        (csv-row columns line cells)))))
+      (for [[line cells] records]
+        (if (instance? Exception cells)
+          {:line line :problem (csv-problem cells)}
+          (csv-row columns line cells))))))
 
 ;; --- formats
 
@@ -213,8 +310,8 @@
         nil)
       (let [start (str/triml (subs text 0 (min 65536 (count text))))]
         (cond
-          (re-find #"^\[?\s*\{\s*\"(?:[^\"\\]|\\.)*\"\s*:" start) :json
-          (re-find #"^[\[{;]" start) :edn
+          (re-find #"^\[?[\s,]*\{\s*\"(?:[^\"\\]|\\.)*\"\s*:" start) :json
+          (re-find #"^[\[{;#]" start) :edn
           :else :csv))))
 
 ;; --- checking
@@ -273,7 +370,7 @@
     (when (pos? n)
       (throw (error/error :invalid-value
                           (str (if (= 1 n) "1 entry" (str n " entries")) " of " (count rows) " in "
-                               (error/shown file) " cannot be written, and nothing was")
+                               (shown file) " cannot be written, and nothing was")
                           {:bpfmap/op :put :bpfmap/file file
                            :bpfmap/problems (vec (take most-problems problems))})))))
 
@@ -284,8 +381,10 @@
 
       (rows-of m {:file \"x.edn\"} \"[7 42]\" identity) ;=> [{:line 1, :key 7, :value 42, …}]"
   [m {:keys [file] :as options} text keep]
-  (let [found (try
-                (case (format-of file text)
+  (let [text (str/replace-first text #"^\ufeff" "") ; spreadsheets write a byte order mark
+        found (try
+                (case (if (str/blank? text) :none (format-of file text))
+                  :none nil
                   :edn (edn-rows text)
                   :json (json-rows text)
                   :csv (csv-rows m options text))

@@ -286,7 +286,7 @@
           (.transferTo reader out)))
       (str out))
     (catch java.nio.charset.CharacterCodingException e
-      (throw (error/error :io (str file " cannot be read")
+      (throw (error/error :io (str (if (= "-" file) "standard input" file) " cannot be read")
                           {:bpfmap/op op :bpfmap/file file :bpfmap/hint "it is not UTF-8 text"}
                           e)))
     (catch IOException e (throw (file-error e op file "read")))

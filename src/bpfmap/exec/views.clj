@@ -48,15 +48,18 @@
   "Renders entries that were written from a file.
 
   If the map evicted some, the exit code is 1."
-  [{:keys [map written skipped missing entries]} {:keys [insert]}]
+  [{:keys [map written skipped missing entries repeated]} {:keys [insert]}]
   {:lines [(str (entries-text written) " written into " (map-text map)
                 (when (pos? (long skipped))
                   (str ", " skipped (if insert " already there" " not there")))
                 (when entries (str "; it has " (entries-text entries))))]
-   :notes (when (pos? (long missing))
-            [(str (entries-text missing) (if (= 1 missing) " is" " are")
-                  " missing: the map evicted " (if (= 1 missing) "it" "them")
-                  ", or another user of the map deleted " (if (= 1 missing) "it" "them"))])
+   :notes (cond-> []
+            repeated
+            (conj (str (entries-text repeated) " had the key of a later one, which was written"))
+            (pos? (long missing))
+            (conj (str (entries-text missing) (if (= 1 missing) " is" " are")
+                       " missing: the map evicted " (if (= 1 missing) "it" "them")
+                       ", or another user of the map deleted " (if (= 1 missing) "it" "them"))))
    :exit (if (pos? (long missing)) 1 0)})
 
 (defn- put-one [{:keys [key value before written] :as done}]

@@ -154,6 +154,60 @@
         "[{:key 1 :value}" #"line 1: Map literal must contain an even number of forms"
         "#foo 1" #"line 1: the tag #foo is unknown"))))
 
+(kernel-test truncated-and-joined-files
+  (testing "a text that is cut off, or has something after its end, is not written in part"
+    (with-open [m (a-map {:key :u32 :value :u64})]
+      (are [ext text problems] (= (into [(str "bpfmap: " (if (= 1 (count problems)) "1 entry" (str (count problems) " entries"))
+                                              " of " (+ (count problems) (count (re-seq #"7" text)))
+                                              " in FILE cannot be written, and nothing was")]
+                                        (map #(str "  " %)) problems)
+                                  (problems-of m ext text))
+        ".json" "[{\"key\":1,\"value\":7},\n {\"key\":2,\"value\":7}\n" ["line 3: the array has no end"]
+        ".json" "[{\"key\":1,\"value\":7},\n" ["line 2: the array has no end"]
+        ".json" "[{\"key\":1,\"value\":7},\n {\"key\":2,\"val" ["line 2: it is not JSON" "line 2: the array has no end"]
+        ".json" "[{\"key\":1,\"value\":7}]\n[{\"key\":2,\"value\":8}]" ["line 2: there must be nothing after the array"]
+        ".json" "[{\"key\":1,\"value\":7}\n{\"key\":2,\"value\":8}]" ["line 2: there must be a comma between two rows"]
+        ".json" "[{\"key\":1,\"value\":7},\n]" ["line 2: there is a comma too many"]
+        "" "[,{\"key\":1,\"value\":8}]" ["line 1: there is a comma too many"]
+        ".json" "{\"key\":1,\"value\":7}\n}" ["line 2: there is a } too many"]
+        ".json" "{\"key\":1,\"value\":7}\n{\"key\":1,\n\"value\":[}" ["line 2: it is not JSON"]
+        ".edn" "[[1 7]\n [2 7]\n" ["line 3: the vector has no end"]
+        ".edn" "[[1 7]]]" ["line 1: Unmatched delimiter: ]"]
+        ".edn" "[1 7]\n[2 7]\n[3" ["line 3: EOF while reading, starting at line 3"]
+        ".csv" "key,value\n1,7\n2,\"9\n3,8" ["line 3: a quoted cell has no end"]
+        ".csv" "key,value\n1,7\n2,\"8\"3\n4,5\n" ["line 3: a quoted cell must end before a comma or the end of the line"])
+      (is (= ["bpfmap: 1 entry of 3 in FILE cannot be written, and nothing was"
+              "  line 1: it must be {key … value …} or [key value], got [[1 7]]"]
+             (problems-of m ".edn" "[[1 7]]\n[2 7]\n[3 7]"))
+          "rows after a vector of rows")
+      (are [ext text line] (= [(str "bpfmap: FILE has no entries that can be read: " line)]
+                              (problems-of m ext text))
+        "" " \n\n" "it is empty"
+        "" "key;value\n1;2\n" (str "the header must have columns such as key, key.src and value.rx, got \"key;value\": "
+                                   "separate the columns by commas")
+        "" "key,\"val\"ue\n1,2" "line 1: a quoted cell must end before a comma or the end of the line"
+        "" "\"abc" "line 1: a quoted cell has no end"
+        ".csv" "key,value,key\n1,2,3" "the header must have each column once, got key twice")
+      (is (= ["bpfmap: FILE has no entries that can be read: the header must not have both key and key.src"]
+             (with-open [m (a-map flow)] (problems-of m "" "key,key.src,value\n1,2,3")))))))
+
+(kernel-test lenient-files
+  (testing "pairs one after another or alone, comments, and the byte order mark of spreadsheets"
+    (are [ext text entries] (with-open [m (a-map {:key :u32 :value :u64})]
+                              (exec/put {:yes true :ref m :file (file-of ext text)})
+                              (= entries (bpf/snapshot m)))
+      ".edn" "[1 2]\n[3 4]\n" {1 2, 3 4}
+      ".edn" "[1 2]" {1 2}
+      ".edn" "{1 2}\n{3 4}" {1 2, 3 4}
+      "" "#_[5 6] [1 2] ; seven\n#_[7 8]" {1 2}
+      "" "\ufeff[{\"key\":1,\"value\":2}]" {1 2}
+      "" "\ufeffkey,value\r\n1,2\r\n\r\n" {1 2})
+    (with-open [m (a-map flow)]
+      (exec/put {:yes true :ref m
+                 :file (file-of ".edn" "[{src \"10.0.0.1\" port 443} {n 1 comm \"a b\" s [1 2]}]")})
+      (is (= (dissoc two-flows {:src "10.0.0.2" :port 53}) (bpf/snapshot m))
+          "a pair whose key is a map"))))
+
 (kernel-test files-that-are-refused
   (testing "options that do not fit, and files that cannot be read"
     (with-open [m (a-map flow)]
@@ -193,12 +247,13 @@
     (with-open [m (a-map {:key :u32 :value :u32})
                 lru (a-map {:type :lru-hash :key :u32 :value :u32 :max-entries 1
                             :flags #{:no-common-lru}})]
-      (is (= {:read 3 :written 2 :missing 0 :entries 2}
-             (select-keys (exec/put {:yes true :ref m
-                                     :file (file-of ".csv"
-                                                    "key,value\n1,1\n2,2\n01 00 00 00,3\n")})
-                          [:read :written :missing :entries])))
-      (is (= {1 3 2 2} (bpf/snapshot m)))
+      (let [file (file-of ".csv" "key,value\n1,1\n2,2\n01 00 00 00,3\n")]
+        (is (= {:read 3 :written 2 :missing 0 :repeated 1 :entries 2}
+               (select-keys (exec/put {:yes true :ref m :file file})
+                            [:read :written :missing :repeated :entries])))
+        (is (= {1 3 2 2} (bpf/snapshot m)))
+        (is (= "bpfmap: 1 entry had the key of a later one, which was written\n"
+               (:err (bpfmap "put" "--yes" (id-of m) "--file" file)))))
       (let [n 1000
             file (file-of ".csv" (str "key,value\n" (str/join (for [i (range n)] (str i ",1\n")))))
             {:keys [written missing entries]} (exec/put {:yes true :ref lru :file file})]
@@ -215,5 +270,8 @@
           (System/setIn (ByteArrayInputStream. (.getBytes "{\"key\":1,\"value\":2}\n")))
           (is (= [(str "1 entry written into map " (id-of m) " (filed); it has 1 entry")]
                  (lines-of "put" "--yes" (id-of m) "--file" "-")))
+          (System/setIn (ByteArrayInputStream. (byte-array 0)))
+          (is (= "bpfmap: standard input has no entries that can be read: it is empty\n"
+                 (:err (bpfmap "put" "--yes" (id-of m) "--file" "-"))))
           (finally (System/setIn ^InputStream in))))
       (is (= {1 2} (bpf/snapshot m))))))
