@@ -62,9 +62,9 @@
 (deftest odd-options-first
   (testing "rejects odd options before doing anything"
     (are [message call] (= message (usage (fn [] call)))
-      "show requires :ref" (exec/show {})
-      "show requires :ref" (exec/show nil)
-      "show requires :ref" (exec/show {:ref nil})
+      "show requires :ref or :held-by" (exec/show {})
+      "show requires :ref or :held-by" (exec/show nil)
+      "show requires :ref or :held-by" (exec/show {:ref nil})
       "Options must be a map, got [1]" (exec/show [1])
       "Unknown option :limt: did you mean :limit?" (exec/dump {:ref 1 :limt 5})
       "Unknown option :x: (doc bpfmap.exec/show) lists the options" (exec/show {:ref 1 :x 1})

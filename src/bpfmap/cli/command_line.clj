@@ -210,9 +210,10 @@
   "Returns a command and its arguments, as the list of commands shows them.
 
   Two optional arguments share their brackets; more are only in the command's own help."
-  [{:keys [name args optional] :as command}]
+  [{:keys [name args optional several] :as command}]
   (let [required (map #(flags/argument-word command %) (remove (set optional) args))
-        more (map (comp :takes options) (filter (set optional) args))]
+        more (map #(cond-> (:takes (options %)) (= several %) (str " ..."))
+                  (filter (set optional) args))]
     (str/join " " (concat [name] required
                           (when (<= 1 (count more) 2) [(str "[" (str/join " " more) "]")])))))
 

@@ -66,10 +66,12 @@
                {:where ["type=lru-hash" "held.command=agent"] :sort "-memlock"}
                {:columns "id,name,entries,max-entries" :where ["pinned~^/sys/fs/bpf/net"]}]
     :fn 'bpfmap.exec.host/list-maps :view 'bpfmap.exec.views/maps}
-   {:name "show" :group "Inspect the host" :args [:ref] :several :ref :options [:held-by :types]
+   {:name "show" :group "Inspect the host" :args [:ref] :several :ref :optional #{:ref}
+    :options [:held-by :types]
     :doc "Show the details of maps"
     :text ["With several REF, a REF with * or ?, or --held-by, shows each of the maps below"
-           "a heading. The exit code is 1 if one of them cannot be read."]
+           "a heading. The exit code is 1 if one of them cannot be read. REF is required"
+           "without --held-by."]
     :examples [{:ref "flows"} {:ref "/sys/fs/bpf/flows"} {:ref "flow_*" :held-by "agent"}]
     :fn 'bpfmap.exec.reading/show :view 'bpfmap.exec.views/map-fields}
    {:name "holds" :group "Inspect the host" :args [:process]
@@ -100,7 +102,7 @@
     :examples [{:ref "flows"} {:ref "flows" :template true}
                {:ref "stats" :key-type :u32 :value-type :u64 :save true}]
     :fn 'bpfmap.exec.reading/types :view 'bpfmap.exec.views/types}
-   {:name "dump" :group "Read a map" :args [:ref] :several :ref
+   {:name "dump" :group "Read a map" :args [:ref] :several :ref :optional #{:ref}
     :options (-> [:where :sort :limit :count :held-by]
                  (into shown) (into [:keys :inner :outer-type :cpus :stream]) (into typed))
     :docs {:count "Print only the number of matching entries"}
@@ -123,7 +125,8 @@
            "has it). --inner prints the entries of inner maps, with the key of the outer"
            "map as OUTER; key and value types are for the inner maps then."
            "With several REF, a REF with * or ?, or --held-by, prints each of the maps"
-           "below a heading; the exit code is 1 if one of them cannot be read."]
+           "below a heading; the exit code is 1 if one of them cannot be read. REF is"
+           "required without --held-by."]
     :examples [{:ref "flows"}
                {:ref "flows" :where ["bytes>1M"] :sort "-bytes" :limit 10}
                {:ref "flow_*" :where ["bytes>1M"] :count true}

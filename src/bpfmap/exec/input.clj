@@ -107,12 +107,13 @@
 (defn selected
   "Returns the maps that options select, each once: `{:id :name :type}`.
 
-  They are in the order of the references, and those of a pattern in the order of their ids. Throws
-  `:not-found` if a reference or a pattern has no map, or if none of the maps has the holder.
+  They are in the order of the references, and those of a pattern in the order of their ids. Without
+  `:ref`, they are all maps of the holder. Throws `:not-found` if a reference or a pattern has no
+  map, or if none of the maps has the holder.
 
       (selected {:ref [{:id 12} {:glob \"flow_*\"}]}) ;=> [{:id 12 :name \"counts\" :type :hash} …]"
   [{:keys [ref held-by]}]
-  (let [refs (if (vector? ref) ref [ref])
+  (let [refs (cond (nil? ref) [{:glob "*"}] (vector? ref) ref :else [ref])
         all (delay (selection/host-maps))
         ;; Of several maps with a name, the process may have only one open.
         pattern (fn [ref]
@@ -132,7 +133,9 @@
       held
       (throw (error/error :not-found
                           (str "No process " (error/shown held-by) " has "
-                               (if (next found) "one of these maps" "this map") " open")
+                               (cond (nil? ref) "a map" (next found) "one of these maps"
+                                     :else "this map")
+                               " open")
                           {:bpfmap/op :open})))))
 
 (defn for-each

@@ -53,7 +53,7 @@
 
 (defn- forgotten
   "Returns a warning about types that the kernel does not store, or nil."
-  [path {:keys [key-type value-type]}]
+  [path key-type value-type]
   (with-open [m (bpf/open path {:access :read-only})]
     (let [{:keys [key value] :as spec} (bpf/spec m)
           bytes? #(and (vector? %) (= :bytes (first %)))
@@ -77,11 +77,12 @@
   (when-not (or (nil? spec) (and (map? spec) (every? keyword? (keys spec))))
     (throw (arguments/refused "create" :spec spec
              "must be a map with keyword keys, such as {:map-extra 3}")))
-  (with-open [m (bpf/create (dissoc (spec-of options) :pinning))]
-    (let [info (pinned m path)
-          untyped (when (or (:key-type options) (:value-type options))
-                    (forgotten (:path info) options))]
-      (cond-> info untyped (assoc :untyped untyped)))))
+  (let [{:keys [key value] :as spec} (dissoc (spec-of options) :pinning)]
+    (with-open [m (bpf/create spec)]
+      (let [info (pinned m path)
+            untyped (when (or key value)
+                      (forgotten (:path info) key value))]
+        (cond-> info untyped (assoc :untyped untyped))))))
 
 (defn pin
   "Pins a map at a path.

@@ -245,7 +245,7 @@
     1N))
 
 (def ^:private plain-number
-  #"(?x) ([+-]?) (?: 0[xX]([0-9a-fA-F]+) | ((?:\d+(?:\.\d*)?|\.\d+)(?:[eE][+-]?\d+)?) \s* ([a-zA-Zµμ]*) )")
+  #"(?x) ([+-]?) (?: 0[xX]([0-9a-fA-F]+) | ((?:\d+(?:\.\d*)?|\.\d+)(?:[eE][+-]?\d+)?) \s* ([a-zA-Zµμ]*|%) )")
 
 (defn- number-of
   "Returns the number in a text, for a field of a name, or nil."
@@ -266,6 +266,7 @@
               (< 400 (abs (long (or exponent 0)))) nil
               :else
               (when-let [factor (or (sizes unit)
+                                    (when (and (= "%" unit) (= "full" field-name)) 1)
                                     (some-> (times unit) (/ (time-of-name field-name))))]
                 (let [plain? (and (= 1 factor) (re-find #"[.eE]" digits))
                       n (* (bigdec (str/replace digits #"\.$" "")) (bigdec 1))]

@@ -33,6 +33,10 @@
     (map-info/ordered info (cond-> owners
                              (map-info/ring? info) (assoc :fill (map-info/fill info))))))
 
+(defn- check-selection [command {:keys [ref held-by]}]
+  (when-not (or (some? ref) held-by)
+    (throw (arguments/missing-option command :ref :held-by))))
+
 (defn show
   "Returns the kernel's information about a map, and its owners.
 
@@ -41,6 +45,7 @@
       (show {:ref {:name \"counts\"}})   ;=> {:id 12, :type :hash, …}
       (show {:ref {:glob \"counts*\"}}) ;=> [{:id 12, :type :hash, …}]"
   [options]
+  (check-selection "show" options)
   (if (input/several? options)
     (input/for-each options (fn [options _] (show-one options)))
     (show-one options)))
@@ -293,6 +298,7 @@
       (dump {:ref {:name \"counts\"} :key-type :u32 :value-type :u64}) ;=> [{:key 7, :value 42}]
       (dump {:ref {:glob \"counts*\"} :count true}) ;=> [{:map {:id 12, …}, :count 1}]"
   [{:keys [stream count] :as options}]
+  (check-selection "dump" options)
   (check-options options)
   (cond
     stream

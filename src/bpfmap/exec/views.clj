@@ -7,6 +7,7 @@
             [bpfmap.exec.map-info :as map-info]
             [bpfmap.exec.output :as output]
             [bpfmap.exec.program-info :as program-info]
+            [bpfmap.exec.wording :as wording]
             [bpfmap.impl.edn-text :refer [edn-text]]
             [bpfmap.impl.map-types :as map-types]
             [bpfmap.type :as type]
@@ -692,7 +693,10 @@
 (defn fields
   "Renders the fields of one object, one per line."
   [info _options]
-  {:lines (output/fields (map shown-field info))})
+  {:lines (output/fields (for [[field :as shown] info]
+                           (if (= :full field)
+                             [field (output/full-text info)]
+                             (shown-field shown))))})
 
 ;; --- several maps
 
@@ -703,7 +707,8 @@
   "Returns the notes and the exit code for maps that could not be read."
   [maps]
   (let [failed (filter :error maps)]
-    {:notes (for [{:keys [id message] :as m} failed]
+    {:notes (for [{:keys [id message] :as m} failed
+                  :let [message (wording/worded message)]]
               (if (str/includes? message (str "map " id))
                 message
                 (str (map-text m) ": " message)))

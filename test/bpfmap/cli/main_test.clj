@@ -243,7 +243,7 @@
                           "value-size   8\n"
                           "max-entries  16\n"
                           "entries      2\n"
-                          "full         12.5\n"
+                          "full         12.5%\n"
                           "memlock      " memlock "\n"
                           "frozen       no\n"
                           "flags        no-prealloc\n"
@@ -478,8 +478,9 @@
       "bpfmap: --edn and --json cannot be combined; see `bpfmap help list`"
       ["--edn" "list" "--json"]
       "bpfmap: --edn and --json cannot be combined; see `bpfmap help list`"
-      ["show"] "bpfmap: show requires REF; see `bpfmap help show`"
-      ["show" "--json"] "bpfmap: show requires REF; see `bpfmap help show`"
+      ["show"] "bpfmap: show requires REF or --held-by PROCESS; see `bpfmap help show`"
+      ["show" "--json"] "bpfmap: show requires REF or --held-by PROCESS; see `bpfmap help show`"
+      ["dump"] "bpfmap: dump requires REF or --held-by PROCESS; see `bpfmap help dump`"
       ["types" "1" "2"]
       "bpfmap: Unexpected argument \"2\": types takes only REF; see `bpfmap help types`"
       ["list" "1"]

@@ -72,6 +72,7 @@
   (testing "a comparison of different kinds is an error with a hint"
     (are [condition message] (= message (:message (fixture/error-of (ports condition))))
       "packets=ten" "packets must be compared with a number, such as 10, 0x1f, 64K or 5ms, got ten"
+      "packets>1%" "packets must be compared with a number, such as 10, 0x1f, 64K or 5ms, got 1%"
       "packets>1q" "packets must be compared with a number, such as 10, 0x1f, 64K or 5ms, got 1q"
       "packets>1m" "packets must be compared with a number, such as 10, 0x1f, 64K or 5ms, got 1m"
       "packets>10.0.0.1"

@@ -101,6 +101,10 @@
            (is (= #{(id-of a) (id-of twin)}
                   (set (map (comp :id :map) (exec/dump {:ref (str own "_a")
                                                         :held-by (str pid)})))))))
+       (testing "without a reference, all maps that a process has open"
+         (let [held (into #{} (map (comp :id :map)) (exec/dump {:held-by (str pid) :count true}))]
+           (is (every? held (map id-of [a b])))
+           (is (every? (into #{} (map :id) (exec/show {:held-by (str pid)})) (map id-of [a b c])))))
        (testing "a pattern that matches one map is a reference to it"
          (is (= {:key 1 :value 2} (exec/get {:ref (str own "_a*") :key 1})))
          (is (= [{:id (id-of a)}] (into [] (comp (take 1) (map #(select-keys (:map %) [:id])))
@@ -110,6 +114,10 @@
            (is (= 1 exit))
            (is (= 2 (count (re-seq #"(?m)^map " out))))
            (is (str/starts-with? err (str "bpfmap: The entries of map " (id-of c)))))
+         (testing "in the words of the command line"
+           (with-open [_ ^Closeable (bpf/create {:name (str own "_perf") :type :perf-event-array})]
+             (is (re-find #"cannot be read: .*; --keys lists the indices in use\n"
+                          (:err (bpfmap "dump" (str own "_perf*") (str own "_?")))))))
          (is (= :not-supported (:error (last (exec/dump {:ref (str own "_*")}))))))))))
 
 (kernel-test refused-selections
@@ -121,6 +129,7 @@
        ["dump" (str own "_a") (str own "no")] (str "No map named \"" own "no\"")
        ["show" (str own "_?") "--held-by" "no_such"]
        "No process no_such has one of these maps open"
+       ["dump" "--held-by" "no_such"] "No process no_such has a map open"
        ["show" (id-of a) "--held-by" "no_such"] "No process no_such has this map open"
        ["dump" (str own "_?") "--stream"]
        "--stream requires one map; see `bpfmap help dump`"

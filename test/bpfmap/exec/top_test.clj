@@ -81,6 +81,7 @@
                                                               :interval 0.01}
                                                              options))))))]
           (is (= [(id-of still)] (map :id (rows {:where "full>80"}))))
+          (is (= [(id-of still)] (map :id (rows {:where "full>80%"}))))
           (is (= [(id-of still)] (map :id (rows {:sort "-full" :limit 1}))))
           (is (= 4 (count (rows {:held-by (str (.pid (ProcessHandle/current)))}))))
           (is (= [] (rows {:held-by "no_such_command"})))))

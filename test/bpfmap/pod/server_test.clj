@@ -797,7 +797,7 @@
                "A pod cannot open {:fd 3}: a descriptor's number means nothing in the pod's process"]
               [:invalid-value
                "A pod cannot open {:fd 3}: a descriptor's number means nothing in the pod's process"]
-              [:usage "show requires :ref"]
+              [:usage "show requires :ref or :held-by"]
               [:usage ":limit must be a non-negative integer, got \"x\""]
               [:not-found true]
               [:closed true]]
