@@ -221,7 +221,7 @@
           {:problem (ex-message e)})))))
 
 (defn- overlap
-  "Returns the problem of two columns of which one is, or is in, the other; or nil."
+  "Returns the problem of two columns that overlap, or nil."
   [columns]
   (let [places (map (fn [{:keys [side keys name]}] [(into [side] keys) name]) columns)
         within? (fn [a b] (= a (take (count a) b)))]
