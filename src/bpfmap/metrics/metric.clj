@@ -292,6 +292,341 @@
                  (refused (cond-> message hint (str/replace (str ": " hint) "")) hint)
                  e))))))
 
+(defn- value-place
+  "Returns the place of a metric's number in the values of a map, or nil.
+
+  A histogram whose buckets are an array has its numbers there."
+  [{:keys [value]} sides array?]
+  (let [found (if value
+                (place sides value)
+                (when-let [node (:value sides)]
+                  {:side :value :keys [] :node node :get identity :path ["value"]}))]
+    (when (and found (not array?))
+      (check-number found "a metric"))
+    (when (= :key (:side found))
+      (throw (refused (str "The field " (field-path/path-text (:path found))
+                           " must be in the value")
+                      nil)))
+    found))
+
+(defn- sum-place [{:keys [sum]} sides]
+  (when (vector? sum)
+    (doto (place sides sum) (check-number ":sum"))))
+
+(defn- per-cpu-of
+  "Returns how the values of a per-CPU map are read, or nil for other maps.
+
+  `:sum`, `:each` or the number of a CPU."
+  [{:keys [cpus]} map-type {:keys [check-cpu]}]
+  (let [cpus (or cpus :sum)
+        per-cpu? (:per-cpu (map-types/types map-type))]
+    (check-cpu cpus)
+    (when (and (= :each cpus) (not per-cpu?))
+      (throw (refused "The map is not a per-CPU map" "leave :cpus out")))
+    (when per-cpu? cpus)))
+
+(defn- label-readers
+  "Returns how labels are read: `{:names :readers :of-value?}`.
+
+  `:of-value?` is true if one of them is a field of the value, so that it can change."
+  [{:keys [labels as]} sides cpus context]
+  (let [labels (sort-by first labels) ; the library sorts labels by name, too
+        places (mapv (fn [[_ {:keys [field]}]] (place sides field)) labels)
+        compiled (in-usage #(hints/compile (mapcat identity as) sides context))
+        of-value? (boolean (some #(= :value (:side %)) places))]
+    (check-hints compiled places)
+    (when (and of-value? cpus (not (int? cpus)))
+      (throw (refused "Labels of a per-CPU map must be fields of the key"
+                      "or select a CPU with :cpus")))
+    {:names (mapv first labels)
+     :readers (mapv (fn [place [_ label]] (label-reader place label compiled)) places labels)
+     :of-value? of-value?}))
+
+(defn- plan
+  "Returns where a metric finds its numbers and labels in the entries of a map.
+
+  | key           | meaning                                                                |
+  |---------------|------------------------------------------------------------------------|
+  | `:cpus`       | see [[per-cpu-of]]                                                     |
+  | `:bucket`     | the place of the buckets of a histogram, or of their numbers           |
+  | `:array?`     | true if the buckets are an array of counts in the value                |
+  | `:bounds` `:index` | see [[layout]]                                                    |
+  | `:value-of`   | a function of one value to the field with the number                   |
+  | `:number-of`  | a function of one value to the number, or nil                          |
+  | `:sum-of`     | a function of one value to the sum of a histogram, or nil              |
+  | `:pick`       | a function of the values of all CPUs to that of the CPU in `:cpus`     |
+  | `:names` `:readers` `:of-value?` | see [[label-readers]]                               |
+
+  Throws `:usage` if the metric does not fit the types."
+  [{:keys [type] :as metric} {map-type :type :as spec} {:keys [picker] :as context}]
+  (let [cpus (per-cpu-of metric map-type context)
+        sides (hints/sides spec)
+        bucket (when (= :histogram type) (bucket-place metric sides))
+        array? (= :array (get-in bucket [:node :kind]))
+        {:keys [bounds index]} (when bucket (layout metric (array-length bucket)))
+        {get-value :get node :node} (value-place metric sides array?)
+        {get-sum :get} (sum-place metric sides)]
+    (merge {:cpus cpus :bucket bucket :array? array? :bounds bounds :index index
+            :value-of get-value
+            :number-of (fn [x] (number-of (get-value x) (:values node)))
+            :sum-of (when get-sum (fn [x] (number-of (get-sum x) nil)))
+            :pick (when (int? cpus) (picker cpus))}
+           (label-readers metric sides cpus context))))
+
+;; --- the state of a metric
+
+(defn- new-state
+  "Returns the mutable part of a compiled metric.
+
+  `:series` has the series by label values, `:slots` those of keys. `:tally` has how many series are
+  in the reading, and how many are not in the order yet."
+  []
+  {:series (HashMap.) :slots (HashMap.) :tally (long-array 2) :order (volatile! nil)
+   :dropped (volatile! 0) :invalid (volatile! 0)})
+
+(defn- touch
+  "Counts a series that is in reading n for the first time."
+  [^longs tally ^Series s ^long n]
+  (when (.touch s n)
+    (aset tally 0 (inc (aget tally 0))))
+  nil)
+
+(defn- series-finder
+  "Returns a function from label values to their series; nil above the limit."
+  [{:keys [limit]} {:keys [bounds]} {:keys [^HashMap series ^longs tally dropped]}]
+  (let [buckets (when bounds (inc (alength ^doubles bounds)))]
+    (fn [^List label-values]
+      (or (.get series label-values)
+          (if (< (.size series) (long limit))
+            (let [new-series (Series. label-values (when buckets (double-array buckets))
+                                      0 0.0 0.0 nil)]
+              (.put series label-values new-series)
+              (aset tally 1 (inc (aget tally 1)))
+              new-series)
+            (do (vswap! dropped inc) nil))))))
+
+;; --- entries
+
+(defn- labels-of
+  "Returns a function from an entry to its label values.
+
+  It returns nil for an entry to leave out."
+  [{:keys [readers]}]
+  (let [n (count readers)]
+    (fn [key value]
+      (let [all (ArrayList. n)]
+        (loop [i 0]
+          (if (< i n)
+            (let [s ((nth readers i) key value)]
+              (when (some? s) (.add all s) (recur (inc i))))
+            all))))))
+
+(defn- bucket-index
+  "Returns a function from a key to the index of its bucket in the counts.
+
+  It returns -1 if the number is the total, -2 if it is the sum, and `::invalid` for a key that has
+  no number."
+  [{:keys [sum]} {:keys [bucket array? index]}]
+  (if (or (nil? bucket) array?)
+    (constantly -1)
+    (let [{:keys [get node]} bucket]
+      (fn [key]
+        (let [n (number-of (get key) (:values node))]
+          (cond
+            (nil? n) ::invalid
+            (and (int? sum) (== sum n)) -2
+            :else (index n)))))))
+
+(defn- accepter
+  "Returns a predicate for the entries that `:where` selects, or nil without it."
+  [{:keys [where]} spec {:keys [cpus pick]} {:keys [picker]}]
+  (when where
+    (let [merged (cond pick pick (= :sum cpus) (picker :sum) :else identity)
+          row-fields (fields/of-entries spec (if (= :each cpus) :each :sum))
+          step ((query/selecting {:where where :fields row-fields})
+                (fn ([found] found) ([_ _] true)))]
+      (fn [key value]
+        (true? (step nil {:key key :value (merged value)}))))))
+
+(defn- number-adder
+  "Returns a function that adds a number to a series, or to its bucket i."
+  [{:keys [type scale]} {:keys [tally invalid]}]
+  (let [scale (double (or scale 1))
+        gauge? (= :gauge type)]
+    (fn [^Series s n i x]
+      (let [i (long i)]
+        (if (or (nil? x) (and (neg? (double x)) (not gauge?)))
+          (vswap! invalid inc)
+          (do
+            (touch tally s (long n))
+            (cond
+              (= -1 i) (.add s (* scale (double x)))
+              (= -2 i) (.addSum s (* scale (double x)))
+              :else (let [^doubles counts (.-counts s)]
+                      (aset counts i (+ (aget counts i) (double x)))))))))))
+
+(defn- counts-adder
+  "Returns a function that adds an array of counts to the buckets of a series."
+  [{:keys [sum scale]} {:keys [bucket index]}]
+  (let [scale (double (or scale 1))
+        counts-of (:get bucket)]
+    (fn [^Series s value]
+      (let [^doubles counts (.-counts s)]
+        (reduce (fn [n x]
+                  (if (and (int? sum) (== (long sum) (long n)))
+                    (.addSum s (* scale (double x)))
+                    (let [i (long (index n))]
+                      (aset counts i (+ (aget counts i) (double x)))))
+                  (inc (long n)))
+                0 (counts-of value))))))
+
+(defn- of-cpus
+  "Returns a function of one value as a function of those of all CPUs.
+
+  It takes the value of the selected CPU, or adds up the results for all."
+  [f {:keys [cpus pick]}]
+  (cond pick (comp f pick) cpus (summing f) :else f))
+
+(defn- slot-adder
+  "Returns a function that adds a value to the series of a slot, in reading n."
+  [{:keys [scale] :as metric} {:keys [cpus pick array? sum-of] :as plan} {:keys [tally] :as state}]
+  (let [scale (double (or scale 1))
+        number (of-cpus (:number-of plan) plan)
+        sum (when sum-of (of-cpus sum-of plan))
+        add-number (number-adder metric state)
+        add-counts (when array? (counts-adder metric plan))]
+    (fn [^long n ^Slot slot value]
+      (let [^Series s (.-series slot)]
+        (if array?
+          (do
+            (touch tally s n)
+            (cond
+              pick (add-counts s (pick value))
+              cpus (run! #(add-counts s %) value)
+              :else (add-counts s value)))
+          (add-number s n (.-index slot) (number value)))
+        (when sum
+          (when-let [x (sum value)]
+            (.addSum s (* scale (double x)))))))))
+
+(defn- cpu-adder
+  "Returns a function that adds the value of each CPU to a series of its own.
+
+  The label `cpu` has its number."
+  [metric {:keys [names array? number-of] :as plan} {:keys [tally invalid] :as state}
+   {:keys [possible]}]
+  (let [cpu-at (.indexOf ^List names "cpu")
+        series-of (series-finder metric plan state)
+        read-labels (labels-of plan)
+        index-of (bucket-index metric plan)
+        add-number (number-adder metric state)
+        add-counts (when array? (counts-adder metric plan))]
+    (fn [^long n key value]
+      (let [i (index-of key)]
+        (when-let [^ArrayList label-values (read-labels key nil)]
+          (dotimes [cpu (count value)]
+            (let [all (doto (ArrayList. label-values)
+                        (.add (int cpu-at) (str (nth possible cpu))))]
+              (when-let [^Series s (series-of all)]
+                (cond
+                  array? (do (touch tally s n) (add-counts s (nth value cpu)))
+                  (= ::invalid i) (vswap! invalid inc)
+                  :else (add-number s n i (number-of (nth value cpu))))))))))))
+
+(defn- slot-finder
+  "Returns a function from an entry to the slot that it belongs to, or nil."
+  [metric plan {:keys [invalid] :as state}]
+  (let [series-of (series-finder metric plan state)
+        read-labels (labels-of plan)
+        index-of (bucket-index metric plan)]
+    (fn [key value]
+      (let [i (index-of key)]
+        (if (= ::invalid i)
+          (do (vswap! invalid inc) nil)
+          (when-let [label-values (read-labels key value)]
+            (when-let [found (series-of label-values)]
+              (Slot. found (long i)))))))))
+
+(defn- cached-adder
+  "Returns the adder that keeps the slots of keys.
+
+  A key that was there before is not decoded."
+  [metric plan {:keys [^HashMap slots dropped] :as state} accept? {:keys [key-out]}]
+  (let [slot-of (slot-finder metric plan state)
+        add-to (slot-adder metric plan state)
+        known? (fn [found ^long n]
+                 (and found (<= (dec n) (.reading ^Series (.-series ^Slot found)))))]
+    (fn [^long n k value]
+      (let [key (when accept? (key-out k))]
+        (when (or (nil? accept?) (accept? key value))
+          (let [found (.get slots k)]
+            (cond
+              (identical? ::skip found) nil
+              (known? found n) (add-to n found value)
+              :else
+              (let [before @dropped]
+                (if-let [slot (slot-of (or key (key-out k)) value)]
+                  (do (.put slots k slot)
+                      (add-to n slot value))
+                  ;; One that was dropped may have room at the next reading.
+                  (when (= before @dropped)
+                    (.put slots k ::skip)))))))))))
+
+(defn- decoding-adder
+  "Returns the adder for labels in the value.
+
+  The slot of a key can be another one each time."
+  [metric plan state accept? {:keys [key-out]}]
+  (let [slot-of (slot-finder metric plan state)
+        add-to (slot-adder metric plan state)]
+    (fn [^long n k value]
+      (let [key (key-out k)]
+        (when (or (nil? accept?) (accept? key value))
+          (when-let [slot (slot-of key value)]
+            (add-to n slot value)))))))
+
+(defn- plain-adder
+  "Returns the adder for a metric that has only numbers by key.
+
+  For most entries, a key that was there before has an integer again. Its series is in the place of
+  its slot, one object less to look at. `add` is for the others."
+  [{:keys [type scale]} {:keys [value-of]} {:keys [^HashMap slots tally]} add]
+  (let [gauge? (= :gauge type)
+        scale (double (or scale 1))]
+    (fn [^long n k value]
+      (let [found (.get slots k)
+            x (value-of value)]
+        (if (and (instance? Series found) (<= (dec n) (.reading ^Series found))
+                 (instance? Long x) (or gauge? (<= 0 (long x))))
+          (do
+            (touch tally found n)
+            (.add ^Series found (* scale (double (long x)))))
+          (do
+            (when (instance? Series found) (.remove slots k))
+            (add n k value)
+            (let [slot (.get slots k)]
+              (when (instance? Slot slot) (.put slots k (.-series ^Slot slot))))))))))
+
+(defn- adder
+  "Returns the function that adds an entry in reading n."
+  [metric {:keys [cpus bucket of-value? sum-of] :as plan} state accept?
+   {:keys [key-out] :as context}]
+  (cond
+    (= :each cpus)
+    (let [add (cpu-adder metric plan state context)]
+      (fn [^long n k value]
+        (let [key (key-out k)]
+          (when (or (nil? accept?) (accept? key value))
+            (add n key value)))))
+
+    of-value? (decoding-adder metric plan state accept? context)
+
+    :else
+    (let [add (cached-adder metric plan state accept? context)]
+      (if (or accept? cpus bucket sum-of)
+        add
+        (plain-adder metric plan state add)))))
+
 (defn compile-metric
   "Returns what adds entries of a map to the series of a metric.
 
@@ -300,201 +635,17 @@
   the spec of the map, `context` is for hints. Throws `:usage` if the metric does not fit the types.
 
       (compile-metric {:name \"hits\" :type :gauge} {:type :hash :key :u32 :value :u64} context)"
-  [{:keys [type labels where as cpus value scale sum limit] :as metric}
-   {map-type :type :as spec} {:keys [possible key-out check-cpu picker] :as context}]
-  (let [per-cpu? (boolean (:per-cpu (map-types/types map-type)))
-        cpus (or cpus :sum)
-        _ (check-cpu cpus)
-        _ (when (and (= :each cpus) (not per-cpu?))
-            (throw (refused "The map is not a per-CPU map" "leave :cpus out")))
-        sides (hints/sides spec)
-        histogram? (= :histogram type)
-        bucket (when histogram? (bucket-place metric sides))
-        array? (and histogram? (= :array (get-in bucket [:node :kind])))
-        {:keys [bounds index]} (when histogram? (layout metric (array-length bucket)))
-        value-place (if value (place sides value) (some-> (:value sides)
-                                                          (as-> node {:side :value :keys []
-                                                                      :node node :get identity
-                                                                      :path ["value"]})))
-        _ (when-not (or array? (nil? value-place)) (check-number value-place "a metric"))
-        _ (when (and value-place (= :key (:side value-place)))
-            (throw (refused (str "The field " (field-path/path-text (:path value-place))
-                                 " must be in the value") nil)))
-        sum-place (when (vector? sum) (place sides sum))
-        _ (when sum-place (check-number sum-place ":sum"))
-        ;; The library sorts labels by name, too.
-        labels (sort-by first labels)
-        label-places (mapv (fn [[_ {:keys [field]}]] (place sides field)) labels)
-        compiled (in-usage #(hints/compile (mapcat identity as) sides context))
-        _ (check-hints compiled label-places)
-        of-value? (boolean (some #(= :value (:side %)) label-places))
-        _ (when (and of-value? per-cpu? (not (int? cpus)))
-            (throw (refused "Labels of a per-CPU map must be fields of the key"
-                            "or select a CPU with :cpus")))
-        each? (= :each cpus)
-        readers (mapv (fn [place [_ label]] (label-reader place label compiled))
-                      label-places labels)
-        names (mapv first labels)
-        names (if each? (vec (sort (conj names "cpu"))) names)
-        cpu-at (when each? (.indexOf ^List names "cpu"))
-        ;; one number, of an entry's value or of one CPU
-        values-of (get-in value-place [:node :values])
-        get-value (:get value-place)
-        number (fn [x] (number-of (get-value x) values-of))
-        sum-number (when sum-place
-                     (let [f (:get sum-place)] (fn [x] (number-of (f x) nil))))
-        counts-of (when array? (:get bucket))
-        pick (when (and per-cpu? (int? cpus)) (picker cpus))
-        number (cond (not per-cpu?) number pick (comp number pick) each? nil :else (summing number))
-        scale (double (or scale 1))
-        series (HashMap.)
-        slots (HashMap.)
-        counted-buckets (when histogram? (inc (alength ^doubles bounds)))
-        ;; how many series are in the reading, and how many are not in the order yet
-        ^longs tally (long-array 2)
-        touch (fn [^Series s ^long n]
-                (when (.touch s n)
-                  (aset tally 0 (inc (aget tally 0))))
-                nil)
-        dropped (volatile! 0)
-        invalid (volatile! 0)
-        series-of (fn [^List label-values]
-                    (or (.get series label-values)
-                        (if (< (.size series) (long limit))
-                          (let [new-series (Series. label-values
-                                                    (when histogram? (double-array counted-buckets))
-                                                    0 0.0 0.0 nil)]
-                            (.put series label-values new-series)
-                            (aset tally 1 (inc (aget tally 1)))
-                            new-series)
-                          (do (vswap! dropped inc) nil))))
-        read-labels (fn [key value]
-                      (let [all (ArrayList. (count readers))]
-                        (loop [i 0]
-                          (if (< i (count readers))
-                            (let [s ((nth readers i) key value)]
-                              (when (some? s) (.add all s) (recur (inc i))))
-                            all))))
-        bucket-index (fn [key]
-                       (if (and histogram? (not array?))
-                         (let [n (number-of ((:get bucket) key) (get-in bucket [:node :values]))]
-                           (cond
-                             (nil? n) ::invalid
-                             (and (int? sum) (== sum n)) -2
-                             :else (index n)))
-                         -1))
-        slot-of (fn [key value]
-                  (let [i (bucket-index key)]
-                    (if (= ::invalid i)
-                      (do (vswap! invalid inc) nil)
-                      (when-let [label-values (read-labels key value)]
-                        (when-let [found (series-of label-values)]
-                          (Slot. found (long i)))))))
-        accept (when where
-                 (let [row-fields (fields/of-entries spec (if each? :each :sum))
-                       merged (cond (not per-cpu?) identity pick pick each? identity
-                                    :else (picker :sum))
-                       step ((query/selecting {:where where :fields row-fields})
-                             (fn ([found] found) ([_ _] true)))]
-                   (fn [key value]
-                     (true? (step nil {:key key :value (merged value)})))))
-        add-number (fn [^Series s n i x]
-                     (let [i (long i)]
-                       (if (or (nil? x) (and (neg? (double x)) (not= :gauge type)))
-                         (vswap! invalid inc)
-                         (do
-                           (touch s (long n))
-                           (cond
-                             (= -1 i) (.add s (* scale (double x)))
-                             (= -2 i) (.addSum s (* scale (double x)))
-                             :else (let [^doubles counts (.-counts s)]
-                                     (aset counts i (+ (aget counts i) (double x)))))))))
-        add-counts (fn [^Series s value]
-                     (let [^doubles counts (.-counts s)]
-                       (reduce (fn [n x]
-                                 (if (and (int? sum) (== (long sum) (long n)))
-                                   (.addSum s (* scale (double x)))
-                                   (let [i (long (index n))]
-                                     (aset counts i (+ (aget counts i) (double x)))))
-                                 (inc (long n)))
-                               0 (counts-of value))))
-        add-to (fn [^long n ^Slot slot value]
-                 (let [^Series s (.-series slot)]
-                   (when array? (touch s n))
-                   (if array?
-                     (if per-cpu?
-                       (if pick (add-counts s (pick value)) (run! #(add-counts s %) value))
-                       (add-counts s value))
-                     (add-number s n (.-index slot) (number value)))
-                   (when sum-number
-                     (let [x (if (and per-cpu? (not pick))
-                               ((summing sum-number) value)
-                               (sum-number (if pick (pick value) value)))]
-                       (when x (.addSum s (* scale (double x))))))))
-        add-each (fn [^long n key value]
-                   (let [one (fn [x] (number-of (get-value x) values-of))
-                         i (bucket-index key)]
-                     (when-let [^ArrayList label-values (read-labels key nil)]
-                       (dotimes [cpu (count value)]
-                         (let [all (doto (ArrayList. label-values)
-                                     (.add (int cpu-at) (str (nth possible cpu))))]
-                           (when-let [^Series s (series-of all)]
-                             (cond
-                               array? (do (touch s n) (add-counts s (nth value cpu)))
-                               (= ::invalid i) (vswap! invalid inc)
-                               :else (add-number s n i (one (nth value cpu))))))))))
-        cached? (not of-value?)
-        known? (fn [found ^long n]
-                 (and found
-                      (not (identical? ::skip found))
-                      (<= (dec n) (.reading ^Series (.-series ^Slot found)))))
-        add (fn [^long n k value]
-              (let [key (when (or accept each? (not cached?)) (key-out k))]
-                (when (or (nil? accept) (accept key value))
-                  (if each?
-                    (add-each n key value)
-                    (let [found (when cached? (.get slots k))]
-                      (cond
-                        (identical? ::skip found) nil
-                        (known? found n) (add-to n found value)
-                        :else
-                        (let [before @dropped
-                              slot (slot-of (or key (key-out k)) value)]
-                          (if slot
-                            (do (when cached? (.put slots k slot))
-                                (add-to n slot value))
-                            ;; One that was dropped may have room at the next reading.
-                            (when (and cached? (= before @dropped))
-                              (.put slots k ::skip))))))))))
-        plain? (and cached? (not (or accept each? per-cpu? histogram? sum-number)))
-        gauge? (= :gauge type)]
-    {:metric metric
-     :label-names names
-     :bounds bounds
-     :has-sum (some? sum)
-     :series series
-     :slots slots
-     :tally tally
-     :order (volatile! nil)
-     :dropped dropped
-     :invalid invalid
-     ;; Most entries of most metrics: a key that was there before, with an integer. Its series is
-     ;; in the place of its slot, one object less to look at.
-     :add (if-not plain?
-            add
-            (fn [^long n k value]
-              (let [found (.get slots k)
-                    x (get-value value)]
-                (if (and (instance? Series found) (<= (dec n) (.reading ^Series found))
-                         (instance? Long x) (or gauge? (<= 0 (long x))))
-                  (do
-                    (touch found n)
-                    (.add ^Series found (* scale (double (long x)))))
-                  (do
-                    (when (instance? Series found) (.remove slots k))
-                    (add n k value)
-                    (let [slot (.get slots k)]
-                      (when (instance? Slot slot) (.put slots k (.-series ^Slot slot)))))))))}))
+  [{:keys [sum] :as metric} spec context]
+  (let [{:keys [cpus bounds] :as plan} (plan metric spec context)
+        plan (cond-> plan
+               (= :each cpus) (update :names #(vec (sort (conj % "cpu")))))
+        state (new-state)]
+    (assoc state
+           :metric metric
+           :label-names (:names plan)
+           :bounds bounds
+           :has-sum (some? sum)
+           :add (adder metric plan state (accepter metric spec plan context) context))))
 
 ;; --- a reading
 
