@@ -114,6 +114,7 @@
              [{:host {:maps {:where ["typ=hash"]}}}
               ":host :maps :where Unknown field typ: did you mean type, used-by.type or outer.type?"]
              [{:metrics [] :http {:port 70000}} ":http :port must be an integer from 0 to 65535, got 70000"]
+             [{:metrics [] :http {:page "all"}} ":http :page must be true, false or :all, got \"all\""]
              [{:metrics [] :http {:tls {:keystore "a"}}} ":http :tls :password-file is required"]
              [{:metrics [] :http {:basic-auth 3}} ":http :basic-auth must be a map, got 3"]]
             :let [[found & more] (messages config)]]

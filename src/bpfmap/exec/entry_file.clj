@@ -67,7 +67,7 @@
                                     (error/printed form))}))
 
 (defn- rows-of-form
-  "Returns the rows of a form outside of a vector: a row, or a map of keys to values."
+  "Returns the rows of a form outside of a vector: one, or those of a map."
   [line form]
   (cond
     (:bpfmap/saved form) [{:line line :problem "it is a saved map: use restore --into"}]

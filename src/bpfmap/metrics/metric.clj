@@ -276,8 +276,8 @@
     (doseq [[side places] compiled
             {:keys [path] ks :keys} places]
       (when-not (used [side ks])
-        (throw (refused (str "The hint for " (field-path/path-text path) " must be for the field of a "
-                             "label")
+        (throw (refused (str "The hint for " (field-path/path-text path)
+                             " must be for the field of a label")
                         nil))))))
 
 (defn- in-usage

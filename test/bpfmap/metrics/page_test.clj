@@ -12,7 +12,8 @@
             [clojure.java.io :as io]
             [clojure.string :as str]
             [clojure.test :refer [deftest is testing]])
-  (:import (java.io ByteArrayInputStream Closeable File IOException InputStream)
+  (:import (com.sun.net.httpserver HttpHandler HttpServer)
+           (java.io ByteArrayInputStream Closeable File IOException InputStream)
            (java.net InetSocketAddress Socket URI)
            (java.net.http HttpClient HttpRequest HttpRequest$BodyPublishers HttpResponse
                           HttpResponse$BodyHandlers)
@@ -86,11 +87,28 @@
 
 (defn- id-of [m] (:id (bpf/info m)))
 
+(defn- closing-later
+  "Shuts a client down after `fixture/patience`, so that a read of its streams ends.
+
+  Closing the result ends the wait."
+  ^Closeable [^HttpClient client]
+  (let [ended (promise)
+        timer (Thread/startVirtualThread
+               #(when (= ::late (deref ended fixture/patience ::late))
+                  (.shutdownNow client)))]
+    (reify Closeable
+      (close [_]
+        (deliver ended true)
+        (.join ^Thread timer)))))
+
 (defn- events
   "Calls f with a function that returns the next event of a stream: `{:event :data}`, or nil at its
-  end."
+  end.
+
+  A stream that goes on for longer than `fixture/patience` is closed, and reading from it throws."
   [url f]
   (with-open [client (HttpClient/newHttpClient)
+              _ (closing-later client)
               in (io/reader ^InputStream
                             (.body (.send client (.build (HttpRequest/newBuilder (URI. url)))
                                           (HttpResponse$BodyHandlers/ofInputStream))))]
@@ -410,6 +428,21 @@
           (is (= "HTTP/1.1 200 OK" (answer "/metrics" "other.example")) "metrics as before"))))))
 
 ;; --- events and limits
+
+(deftest streams-have-a-deadline
+  (testing "a stream on which nothing comes ends with an error, and does not hang"
+    (let [server (doto (HttpServer/create (InetSocketAddress. "127.0.0.1" 0) 0)
+                   (.createContext "/" (reify HttpHandler
+                                         (handle [_ exchange]
+                                           (.sendResponseHeaders exchange 200 0)
+                                           (.flush (.getResponseBody exchange)))))
+                   .start)]
+      (try
+        (with-redefs [fixture/patience 200]
+          (is (thrown? IOException
+                       (events (str "http://127.0.0.1:" (.getPort (.getAddress server)) "/")
+                               (fn [next-event] (next-event))))))
+        (finally (.stop server 0))))))
 
 (kernel-test streams-of-changes
   (testing "events of the host and of a map follow what other programs do"
