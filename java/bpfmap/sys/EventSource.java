@@ -27,6 +27,19 @@ public abstract class EventSource implements AutoCloseable {
          * @return false to end the pass after this event
          */
         boolean accept(RawEvent event);
+
+        /**
+         * Returns the struct that events of its size are read as. They go to {@link #acceptStruct}.
+         * Null for none. Only sources that need no copy of an event ask for it.
+         */
+        default StructWords struct() {
+            return null;
+        }
+
+        /** As {@link #accept}, for the value of {@link #struct}. */
+        default boolean acceptStruct(Object value) {
+            throw new UnsupportedOperationException();
+        }
     }
 
     final long size;

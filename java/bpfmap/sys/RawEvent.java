@@ -84,15 +84,6 @@ public final class RawEvent {
         return codec.decode(READABLE, at(index, (int) codec.size()));
     }
 
-    /**
-     * Reads a struct that is the whole event.
-     *
-     * @return null if the event has another size, or unused bits of the struct are set
-     */
-    public Object read(StructWords words) {
-        return length == words.size() ? words.read(READABLE, address) : null;
-    }
-
     /** Returns a copy of the bytes from an offset to the end. */
     public byte[] copyFrom(long index) {
         return Bytes.copyOut(READABLE, at(index, 0), (int) (length - index));

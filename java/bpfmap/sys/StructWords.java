@@ -7,6 +7,8 @@ import java.lang.foreign.MemorySegment;
 import java.lang.invoke.MethodHandles;
 import java.lang.invoke.VarHandle;
 import java.nio.ByteOrder;
+import java.util.ArrayList;
+import java.util.List;
 
 /**
  * The fields of a small struct of integers whose bytes are kept as four numbers, its words, and
@@ -25,6 +27,7 @@ public final class StructWords {
     private static final int WORD = 8;
     private static final int LARGEST = 4 * WORD;
     private static final boolean BIG = ByteOrder.nativeOrder() == ByteOrder.BIG_ENDIAN;
+    private static final StructWords NONE = new StructWords(null, -1, null, 0);
     private static final VarHandle LONGS =
         MethodHandles.byteArrayViewVarHandle(long[].class, ByteOrder.nativeOrder());
 
@@ -68,6 +71,32 @@ public final class StructWords {
             return name;
         }
 
+        /**
+         * Returns the index of the word that has the field; negative if more than shifts and a mask
+         * are needed to decode it.
+         */
+        public int word() {
+            return swapped ? -1 : word;
+        }
+
+        /** Returns the number of bits by which the word is shifted to the left first. */
+        public int left() {
+            return left;
+        }
+
+        /** Returns the number of bits by which the word is shifted to the right then. */
+        public int right() {
+            return right;
+        }
+
+        /**
+         * Returns the bits that remain after the shifts. If they are a negative number, only
+         * {@link #decode} knows the value.
+         */
+        public long mask() {
+            return mask;
+        }
+
         /** Returns the value in a struct of some words. */
         public Object decode(long a, long b, long c, long d) {
             long bits = word == 0 ? a : word == 1 ? b : word == 2 ? c : d;
@@ -86,6 +115,7 @@ public final class StructWords {
     private final int size;
     private final Padding padding;
     private final Field[] fields;
+    private final Reader reader;
 
     // Offsets of the words behind the first; the last one is negative in a struct of less than one.
     private final int second;
@@ -126,6 +156,7 @@ public final class StructWords {
         this.second = Math.min(WORD, fourth);
         this.third = Math.min(2 * WORD, fourth);
         this.fields = new Field[count];
+        this.reader = reader(this);
     }
 
     private long start(int word) {
@@ -143,9 +174,22 @@ public final class StructWords {
         return -1;
     }
 
-    /** Returns the size of the struct in bytes. */
-    long size() {
-        return size;
+    /**
+     * Returns what decides how words are decoded, as an object that can be compared; null if unused
+     * bits are checked as well.
+     */
+    public Object shape() {
+        if (padding != null) {
+            return null;
+        }
+        List<Object> shape = new ArrayList<>();
+        shape.add(size);
+        for (Field field : fields) {
+            shape.add(field.name);
+            shape.add(field.offset);
+            shape.add(field.codec.kind());
+        }
+        return shape;
     }
 
     /** Returns the number of fields. */
@@ -174,49 +218,74 @@ public final class StructWords {
         return index < 0 ? null : fields[index];
     }
 
-    /** Returns the field with an index if it has a name, otherwise null. */
-    public Field field(int index, Object name) {
-        if (index < fields.length) {
-            Field field = fields[index];
-            return field.name == name ? field : null;
-        }
-        return null;
-    }
-
     /** Reads a struct; returns null if one of its unused bits is set. */
     Object read(MemorySegment m, long offset) {
-        if (padding != null && !padding.isZero(m, offset)) {
-            return null;
+        return reader.read(m, offset);
+    }
+
+    /**
+     * Returns a new reader of structs; if there is none, of structs that no event has the size of.
+     * In a loop that keeps the reader to itself, the compiler replaces it by local variables, which
+     * need not be loaded for each struct.
+     */
+    static Reader reader(StructWords struct) {
+        StructWords some = struct == null ? NONE : struct;
+        return new Reader(some, some.maker, some.size, some.padding);
+    }
+
+    /** Reads structs. */
+    static final class Reader {
+        private final StructWords struct;
+        private final Maker maker;
+        private final int size;
+        private final Padding padding;
+
+        Reader(StructWords struct, Maker maker, int size, Padding padding) {
+            this.struct = struct;
+            this.maker = maker;
+            this.size = size;
+            this.padding = padding;
         }
-        if (size < WORD) {
-            return maker.make(this, less(m, offset), 0, 0, 0);
+
+        /** Returns the size of the structs in bytes; negative if there are none. */
+        long size() {
+            return size;
         }
-        long b = 0;
-        long c = 0;
-        long d = 0;
-        if (size > WORD) {
-            b = word(m, offset + second);
-            if (size > 2 * WORD) {
-                c = word(m, offset + third);
-                if (size > 3 * WORD) {
-                    d = word(m, offset + fourth);
-                }
+
+        /** Reads a struct; returns null if one of its unused bits is set. */
+        Object read(MemorySegment m, long offset) {
+            if (padding != null && !padding.isZero(m, offset)) {
+                return null;
             }
+            if (size > 2 * WORD) {
+                long a = word(m, offset);
+                long b = word(m, offset + WORD);
+                return size > 3 * WORD
+                    ? maker.make(struct, a, b, word(m, offset + 2 * WORD), last(m, offset))
+                    : maker.make(struct, a, b, last(m, offset), 0);
+            }
+            if (size > WORD) {
+                return maker.make(struct, word(m, offset), last(m, offset), 0, 0);
+            }
+            return maker.make(struct, size < WORD ? less(m, offset) : word(m, offset), 0, 0, 0);
         }
-        return maker.make(this, word(m, offset), b, c, d);
-    }
 
-    private static long word(MemorySegment m, long offset) {
-        return m.get(JAVA_LONG_UNALIGNED, offset);
-    }
-
-    /** Reads a struct of less than a word. */
-    private long less(MemorySegment m, long offset) {
-        long word = 0;
-        for (int i = 0; i < size; i++) {
-            word |= (m.get(JAVA_BYTE, offset + i) & 0xffL) << 8 * (BIG ? WORD - 1 - i : i);
+        private long last(MemorySegment m, long offset) {
+            return word(m, offset + size - WORD);
         }
-        return word;
+
+        private static long word(MemorySegment m, long offset) {
+            return m.get(JAVA_LONG_UNALIGNED, offset);
+        }
+
+        /** Reads a struct of less than a word. */
+        private long less(MemorySegment m, long offset) {
+            long word = 0;
+            for (int i = 0; i < size; i++) {
+                word |= (m.get(JAVA_BYTE, offset + i) & 0xffL) << 8 * (BIG ? WORD - 1 - i : i);
+            }
+            return word;
+        }
     }
 
     /** Returns the bytes of a struct. */

@@ -68,6 +68,11 @@ public final class TypeCodec implements Codec {
         return kind != NONE;
     }
 
+    /** Returns the number that decides how integers are decoded. */
+    int kind() {
+        return kind;
+    }
+
     boolean isUnsigned() {
         return (kind & UNSIGNED) != 0;
     }

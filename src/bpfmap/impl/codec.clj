@@ -3,6 +3,7 @@
   (:refer-clojure :exclude [struct])
   (:require [bpfmap.bytes :as bytes]
             [bpfmap.error :as error]
+            [bpfmap.impl.cache :as cache]
             [bpfmap.impl.codec.error :refer [deeper misfit]]
             [bpfmap.impl.codec.scalar :as scalar :refer [view-written?]]
             [bpfmap.impl.codec.struct-map :as struct-map]
@@ -325,6 +326,18 @@
       1)
     0))
 
+;; Types are made again for each reader and each map. One object for each shape keeps the lookups
+;; quick that compare it.
+(def ^:private shapes (cache/cache))
+
+(defn- struct-words
+  "Returns the `StructWords` of a struct; nil for fields that do not fit words."
+  ^StructWords [size padding names codecs offsets]
+  (when-let [words (StructWords/of struct-map/maker size padding names codecs offsets)]
+    (if-let [shape (.shape words)]
+      (cache/through shapes 256 shape (constantly words))
+      words)))
+
 (defn- compound [{:keys [type size] :as node} path parts zero-first?]
   (let [size (long size)
         all (vec (fields parts))
@@ -337,7 +350,7 @@
         choices? (boolean (some :choice parts))
         padding (padding-of node)
         total? (every? #(.total ^Codec (:codec %)) all)
-        words (StructWords/of struct-map/maker size padding names codecs offsets)
+        words (struct-words size padding names codecs offsets)
         check-used (fn [used value]
                      (when-not (= used (count value))
                        (throw (unknown-field value known type path))))

@@ -40,9 +40,8 @@
 
   IKeywordLookup
   (getLookupThunk [_ k]
-    (let [index (.index struct k)]
-      (when-not (neg? index)
-        (thunk k index))))
+    (when (.field struct k)
+      (thunk k struct)))
 
   IFn
   (invoke [this k] (.valAt this k nil))
@@ -101,21 +100,46 @@
   (equals [this other] (.equals (.plain this) other))
   (toString [this] (.toString (.plain this))))
 
+(defmacro ^:private thunk-of-word
+  "Returns the lookup of a field in the word `word` of structs of one type.
+
+  The value is shifted out of the word. That is all but for negative numbers, which may stand for
+  numbers above 2^63-1, and for structs of another type that come to the same place in code."
+  [word k struct field]
+  `(let [left# (.left ~field)
+         right# (.right ~field)
+         mask# (.mask ~field)]
+     (reify ILookupThunk
+       (get [this# x#]
+         (if (instance? StructMap x#)
+           (let [^StructMap x# x#]
+             (if (identical? ~struct (.-struct x#))
+               (let [n# (-> (~word x#)
+                            (bit-shift-left left#)
+                            (bit-shift-right right#)
+                            (bit-and mask#))]
+                 (if (neg? n#)
+                   (.valAt x# ~k nil)
+                   n#))
+               (.valAt x# ~k nil)))
+           this#)))))
+
 (defn- thunk
   "Returns the lookup of a keyword for a place in code, such as `(:pid event)`.
 
-  Structs of several types come to one place, and their common fields are mostly at one index."
-  [k index]
-  (let [index (int index)]
-    (reify ILookupThunk
-      (get [this x]
-        (if (instance? StructMap x)
-          (let [^StructMap x x
-                field (.field ^StructWords (.-struct x) index k)]
-            (if (nil? field)
-              (.valAt x k nil)
-              (.decode field (.-a x) (.-b x) (.-c x) (.-d x))))
-          this)))))
+  It is quick for the struct that comes to this place first."
+  [k ^StructWords struct]
+  (let [field (.field struct k)]
+    (case (.word field)
+      0 (thunk-of-word .-a k struct field)
+      1 (thunk-of-word .-b k struct field)
+      2 (thunk-of-word .-c k struct field)
+      3 (thunk-of-word .-d k struct field)
+      (reify ILookupThunk
+        (get [this x]
+          (if (instance? StructMap x)
+            (.valAt ^StructMap x k nil)
+            this))))))
 
 (defmethod print-method StructMap [^StructMap m writer]
   (print-method (.plain m) writer))

@@ -334,6 +334,7 @@
   the last expression of a method is compiled to a closure, so this cannot be part of a sink."
   ^Decoder [^EventReader r ^Decoder decoder on-error op]
   (reify Decoder
+    (struct [_] (.struct decoder))
     (decode [_ event]
       (try
         (.decode decoder event)
@@ -343,6 +344,14 @@
               (do (on-error e) ::none)
               (throw e))))))))
 
+(defmacro ^:private fold
+  "Calls f with the result so far and an event; returns false if it is `reduced`."
+  [f event acc stopped]
+  `(let [x# (~f ~acc ~event)]
+     (if (reduced? x#)
+       (do (set! ~acc (.deref ^Reduced x#)) (set! ~stopped true) false)
+       (do (when-not (identical? x# ~acc) (set! ~acc x#)) true))))
+
 ;; Calls f with the result so far and an event.
 (deftype ^:private Folding [^Decoder decoder f
                             ^:unsynchronized-mutable acc
@@ -351,26 +360,29 @@
   (result [_] acc)
   (done [_] (.booleanValue ^Boolean stopped))
   EventSource$Handler
-  (accept [_ event]
-    (let [event (.decode decoder event)]
-      (if (identical? ::none event)
-        true
-        (let [x (f acc event)]
-          (if (reduced? x)
-            (do (set! acc (.deref ^Reduced x)) (set! stopped true) false)
-            (do (when-not (identical? x acc) (set! acc x)) true)))))))
+  (struct [_] (.struct decoder))
+  (acceptStruct [_ value]
+    (fold f value acc stopped))
+  (accept [this event]
+    (let [value (.decode decoder event)]
+      (or (identical? ::none value)
+          (.acceptStruct this value)))))
 
-;; Calls f with an event, and counts the calls.
-(deftype ^:private Each [^Decoder decoder f ^:unsynchronized-mutable ^long n]
+;; Calls f with an event, and counts those that cannot be decoded.
+(deftype ^:private Each [^Decoder decoder f ^:unsynchronized-mutable ^long failed]
   Sink
-  (result [_] n)
+  (result [_] failed)
   (done [_] false)
   EventSource$Handler
+  (struct [_] (.struct decoder))
+  (acceptStruct [_ value]
+    (f value)
+    true)
   (accept [_ event]
-    (let [event (.decode decoder event)]
-      (when-not (identical? ::none event)
-        (set! n (unchecked-inc n))
-        (f event))
+    (let [value (.decode decoder event)]
+      (if (identical? ::none value)
+        (set! failed (unchecked-inc failed))
+        (f value))
       true)))
 
 ;; The same with events that are read in place.
@@ -380,15 +392,12 @@
   (done [_] (.booleanValue ^Boolean stopped))
   EventSource$Handler
   (accept [_ event]
-    (let [x (f acc event)]
-      (if (reduced? x)
-        (do (set! acc (.deref ^Reduced x)) (set! stopped true) false)
-        (do (when-not (identical? x acc) (set! acc x)) true)))))
+    (fold f event acc stopped)))
 
 ;; The same for a function that is called for its effect, and with nothing to keep.
 (deftype ^:private RawEach [f]
   Sink
-  (result [_])
+  (result [_] 0)
   (done [_] false)
   EventSource$Handler
   (accept [_ event]
@@ -398,7 +407,7 @@
 (defn- for-each
   "Returns a sink that calls f with each event.
 
-  Its result is the number of calls, or nil if it is the number of events."
+  Its result is the number of events that cannot be decoded."
   [^EventReader r f {:keys [raw on-error]} op]
   (if raw
     (RawEach. f)
@@ -566,7 +575,7 @@
                 lost (lost-of r)]
             (let [n (pass r sink most-events :drain!)]
               (report-lost r (:on-lost options) lost)
-              (or (.result ^Sink sink) n)))))
+              (- n (long (.result ^Sink sink)))))))
 
 ;; --- subscriptions
 

@@ -9,14 +9,16 @@
             [bpfmap.impl.cache :as cache]
             [bpfmap.impl.codec :as codec]
             [bpfmap.impl.type.node :as node])
-  (:import (bpfmap.sys RawEvent StructWords TypeCodec)
+  (:import (bpfmap.sys RawEvent TypeCodec)
            (clojure.lang MultiFn Var)
            (java.util.concurrent ConcurrentHashMap)))
 
 (set! *warn-on-reflection* true)
 
+;; Events of the size of `struct` need no decoder if the source can read them as this struct.
 (definterface Decoder
-  (decode [^bpfmap.sys.RawEvent event]))
+  (decode [^bpfmap.sys.RawEvent event])
+  (^bpfmap.sys.StructWords struct []))
 
 (defn- view
   "Returns the bytes of an event from an offset to its end."
@@ -25,6 +27,7 @@
 
 (def ^:private as-bytes
   (reify Decoder
+    (struct [_])
     (decode [_ event]
       (view event))))
 
@@ -80,6 +83,7 @@
 (deftype ^:private Typed [^TypeCodec codec ^long size ^long slack node
                           ^ConcurrentHashMap short-codecs]
   Decoder
+  (struct [_] (.words codec))
   (decode [_ event]
     (let [more (unchecked-subtract (.length event) size)]
       (cond
@@ -88,31 +92,20 @@
         (<= more slack) (.decode event codec 0)
         :else (with-rest (.decode event codec 0) (fields? node) event size)))))
 
-;; Events of a small struct. The row "a map of four fields" of bench-events justifies it.
-(deftype ^:private Small [^StructWords words ^Decoder others]
-  Decoder
-  (decode [_ event]
-    (let [x (.read event words)]
-      (if (nil? x) (.decode others event) x))))
-
 (defn- typed ^Decoder [type types padded?]
   (let [{:keys [size] :as node} (node/node type types [:type])
-        codec (codec/of-node node [])
-        size (long size)
-        decoder (Typed. codec size
-                        ;; A perf event pads its payload and the four bytes before it to a multiple
-                        ;; of eight.
-                        (if padded? (- (bit-and (+ size 4 7) -8) (+ size 4)) 0)
-                        node (cache/cache))]
-    (if-let [words (.words codec)]
-      (Small. words decoder)
-      decoder)))
+        size (long size)]
+    (Typed. (codec/of-node node []) size
+            ;; A perf event pads its payload and the four bytes before it to a multiple of eight.
+            (if padded? (- (bit-and (+ size 4 7) -8) (+ size 4)) 0)
+            node (cache/cache))))
 
 (defn- by-event
   "Returns a decoder that asks f for the type of each event."
   [f types padded?]
   (let [decoders (cache/cache)]
     (reify Decoder
+      (struct [_])
       (decode [_ event]
         (let [raw (view event)
               type (f raw)]
@@ -139,6 +132,7 @@
   "Returns a decoder that returns `[cpu event]`; the CPU is nil if it is unknown."
   ^Decoder [^Decoder decoder]
   (reify Decoder
+    (struct [_])
     (decode [_ event]
       (let [cpu (.cpu event)]
         [(when-not (neg? cpu) cpu) (.decode decoder event)]))))

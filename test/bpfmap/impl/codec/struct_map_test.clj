@@ -268,6 +268,37 @@
         (is (= [[1 1] [4 4] [nil :none] [1 1] [7 7] [nil :none] [4 4]]
                (map look [one two three one {:x 7} nil two])))))))
 
+(deftest places-of-each-field
+  (testing "a place of the code finds the field of each struct: another word, size, sign or order"
+    (let [look (fn [m] (:x m))
+          numbered (fn [prefix n]
+                     (for [i (range n)] [(keyword (str prefix i)) :u8]))
+          maps (for [t integers, before [0 1 8 16 23], after [0 1]
+                     :let [size (+ before (long (type/size t)) after)]
+                     :when (<= size 32)
+                     fill [0 1 0x7f 0x80 0xff]
+                     :let [t (into [:struct {:packed true}]
+                                   (concat (numbered "before" before) [[:x t]]
+                                           (numbered "after" after)))
+                           view (bytes/->bytes (repeat size fill))]]
+                 [(small t view) (by-fields t view)])]
+      (is (< 200 (count (filter #(instance? StructMap (first %)) maps))))
+      (dotimes [_ 2]
+        (doseq [[m expected] maps]
+          (is (= (get expected :x) (look m)) expected))))))
+
+(deftest one-shape
+  (testing "structs of one shape share what describes them; structs of another shape do not"
+    (let [words #(.words (codec/codec %))
+          t [:struct [:x :u32] [:y :u32]]]
+      (is (identical? (words t) (words [:struct [:x :u32] [:y :u32]])))
+      (doseq [other [[:struct [:x :s32] [:y :u32]]
+                     [:struct [:x :u32be] [:y :u32]]
+                     [:struct [:y :u32] [:x :u32]]
+                     [:struct [:x :u32] [:z :u32]]
+                     [:struct [:x :u32] [:y :u32] [:z :u32]]]]
+        (is (not (identical? (words t) (words other))) other)))))
+
 (deftest unused-bits
   (testing "a struct with unused bits that are set is an array map with them"
     (let [t [:struct [:a :u8] [:b :u16]]]
