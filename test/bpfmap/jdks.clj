@@ -8,7 +8,8 @@
            :commit \"1a2b3c4\", :namespaces 130, :passed 900, :failed [\"core-test/e1\"],
            :skipped {\"core-test/e2\" \"the reason\"}, :selected [\"core-test\"]}}
 
-  `:selected` has the namespaces of a run that had only some."
+  `:selected` has the namespaces of a run that had only some, and `:partial` is true if they were
+  not kept."
   (:require [clojure.edn :as edn]
             [clojure.java.io :as io]
             [clojure.string :as str])
@@ -48,9 +49,10 @@ are not marked `^:volume`, or those of the namespaces that are listed below.
                            ["-"]
                            words)))
 
-(defn- notes [[jdk {:keys [failed skipped selected]}]]
-  (when (or (seq failed) (seq skipped) (seq selected))
+(defn- notes [[jdk {:keys [failed skipped selected] partial? :partial}]]
+  (when (or (seq failed) (seq skipped) (seq selected) partial?)
     (str "\n## JDK " jdk "\n\n"
+         (when partial? "- ran some namespaces only, whose names were not kept\n")
          (when (seq selected)
            (str (wrapped (into ["ran" "only:"]
                                (concat (map #(str "`" % "`,") (butlast selected))

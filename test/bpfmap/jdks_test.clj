@@ -17,15 +17,20 @@
                              27 {:version "27" :vendor "Debian" :release "6.18.44"
                                  :date "2026-11-30" :commit "1a2b3c4" :namespaces 2 :passed 22
                                  :failed [] :skipped {} :selected ["core-test" "memory-test"]}
+                             28 {:version "28" :vendor "Debian" :release "6.18.44"
+                                 :date "2026-11-30" :commit "1a2b3c4" :namespaces 2 :passed 22
+                                 :failed [] :skipped {} :partial true}
                              25 {:version "25.0.3" :vendor "Temurin" :release "6.18.44"
                                  :date "2026-11-30" :commit "1a2b3c4" :namespaces 2 :passed 22
                                  :failed [] :skipped {}}}))]
       (is (= ["| 25 | 25.0.3 | Temurin | 6.18.44 | 2026-11-30 | 2 | 22 | 0 | 0 |"
               "| 26 | 26.0.2 | Debian | 6.18.44 | 2026-11-30 | 2 | 20 | 1 | 1 |"
-              "| 27 | 27 | Debian | 6.18.44 | 2026-11-30 | 2 | 22 | 0 | 0 |"]
+              "| 27 | 27 | Debian | 6.18.44 | 2026-11-30 | 2 | 22 | 0 | 0 |"
+              "| 28 | 28 | Debian | 6.18.44 | 2026-11-30 | 2 | 22 | 0 | 0 |"]
              (filter #(re-find #"^\| \d" %) lines)))
       (is (= ["## JDK 26" "- failed: `core-test/reads`" "- skipped: `core-test/takes`: row a"
-              "## JDK 27" "- ran only: `core-test`, `memory-test`"]
+              "## JDK 27" "- ran only: `core-test`, `memory-test`"
+              "## JDK 28" "- ran some namespaces only, whose names were not kept"]
              (filter #(re-find #"^(## J|- )" %) lines))))))
 
 (deftest page-is-current
