@@ -5,7 +5,7 @@ import static bpfmap.sys.MappedMemory.WRITABLE;
 import static bpfmap.sys.RingBuffer.INT;
 import static bpfmap.sys.RingBuffer.LONG;
 import static java.lang.foreign.ValueLayout.JAVA_INT_UNALIGNED;
-import static java.lang.foreign.ValueLayout.JAVA_SHORT_UNALIGNED;
+import static java.lang.foreign.ValueLayout.JAVA_LONG_UNALIGNED;
 
 import java.lang.foreign.Arena;
 import java.lang.foreign.MemorySegment;
@@ -32,7 +32,10 @@ public final class PerfBuffer extends EventSource {
     private static final int LOST_SIZE = 24; // header, id, number of lost records
     /** Bytes before the payload of a sample: the header, and the size of the payload. */
     private static final int BEFORE = HEADER + 4;
-    /** The size in a header has 16 bits. */
+    /** The length is in the last 16 bits of a header, and is a multiple of eight. */
+    private static final int LENGTH_SHIFT = 48;
+    private static final long TYPE_AND_REMAINDER = 7L << LENGTH_SHIFT | 0xffffffffL;
+    /** More than the longest record. */
     private static final int LARGEST = 1 << 16;
     /** Offset of the bit fields of {@code struct perf_event_attr}, and one of them. */
     private static final int FLAGS = Abi.PERF_ATTR_READ_FORMAT + 8;
@@ -53,6 +56,10 @@ public final class PerfBuffer extends EventSource {
 
     private final MemorySegment copy = Arena.ofAuto().allocate(LARGEST, 8);
     private long position;
+    /** Of a pass: the limit of the loop, and true if the handler or another thread ended it. */
+    private long limit;
+    private boolean stopped;
+    private RawEvent copied;
 
     /**
      * Opens a perf event to which programs can write, on one CPU. It does nothing until it is
@@ -161,62 +168,119 @@ public final class PerfBuffer extends EventSource {
             : follow(handler, halt, limit, end);
     }
 
+    /** Reads the records of an own buffer. Nobody overwrites them, so most are read in place. */
+    private int consume(Handler handler, AtomicBoolean halt, int limit, long end) {
+        stopped = false;
+        int n = inPlace(handler, halt, limit, end);
+        while (!stopped && n < limit && position != end) {
+            n += single(handler, halt, end);
+            if (!stopped) {
+                n += inPlace(handler, halt, limit - n, end);
+            }
+        }
+        return n;
+    }
+
     /**
-     * Reads the records of an own buffer. Nobody overwrites them, so most are read in place. See
+     * Reads events in place, up to the end of the data or a record that is unusual: one that
+     * crosses this end, has other contents, or is corrupt. {@link #single} reads these. A call here
+     * for them would keep all variables of the loop in memory, and not in registers. See
      * RingBuffer.drain for the shape of the loop; the benchmark is bench-events.
      */
-    private int consume(Handler handler, AtomicBoolean halt, int limit, long end) {
+    private int inPlace(Handler handler, AtomicBoolean halt, int limit, long end) {
+        long begin = position;
+        long start = begin & size - 1;
+        long record = data.address() + start;
+        long behind = record + Math.min(end - begin, size - start);
+        long toPosition = begin - record;
         long tail = meta.address() + TAIL;
-        long data = this.data.address();
-        long mask = size - 1;
         RawEvent event = new RawEvent(cpu);
-        long at = position;
         long left = limit;
-        long sum = 0;
+        this.limit = limit;
         try {
-            while (at != end && left != 0) {
-                // Records are multiples of eight bytes, so neither a header nor a number is split.
-                long start = at & mask;
-                long record = data + start;
-                int type = READABLE.get(JAVA_INT_UNALIGNED, record);
-                int length = Short.toUnsignedInt(READABLE.get(JAVA_SHORT_UNALIGNED, record + 6));
-                if (type != Abi.PERF_RECORD_SAMPLE) {
-                    if (!fits(type, length, end - at)) {
-                        throw corruptRecord(at, type, length, end);
-                    }
-                    lost += lostIn(type, at);
-                    at += length;
-                    continue;
+            // A record without a payload has 16 bytes. All are multiples of eight.
+            while (record < behind - HEADER && left != 0) {
+                long header = READABLE.get(JAVA_LONG_UNALIGNED, record);
+                long length = header >>> LENGTH_SHIFT;
+                if ((header & TYPE_AND_REMAINDER) != Abi.PERF_RECORD_SAMPLE
+                        || length > behind - record) {
+                    break;
                 }
-                int payload = READABLE.get(JAVA_INT_UNALIGNED, data + (at + HEADER & mask));
-                if (payload < 0 || payload > length - BEFORE || (length & 7) != 0
-                        || length > end - at) {
-                    throw corruptRecord(at, type, length, end);
+                long payload = Integer.toUnsignedLong(
+                    READABLE.get(JAVA_INT_UNALIGNED, record + HEADER));
+                if (payload + BEFORE != length) {
+                    break;
                 }
-                at += length;
+                event.begin(record + BEFORE, payload);
+                record += length;
                 left--;
-                sum += payload;
-                event.begin(start + BEFORE + payload <= size
-                    ? record + BEFORE
-                    : copied(start + BEFORE & mask, payload), payload);
                 boolean more = handler.accept(event);
                 event.end();
                 if (!more || halt.getOpaque()) {
+                    stopped = true;
                     break;
                 }
-                LONG.setRelease(WRITABLE, tail, at);
+                LONG.setRelease(WRITABLE, tail, record + toPosition);
             }
         } finally {
             event.end();
+            long at = record + toPosition;
+            long n = this.limit - left;
+            events += n;
+            bytes += at - position - n * BEFORE;
             if (at != position) {
                 position = at;
                 LONG.setRelease(WRITABLE, tail, at);
             }
-            events += limit - left;
-            bytes += sum;
             Reference.reachabilityFence(this); // it keeps the memory
         }
-        return (int) (limit - left);
+        return (int) (this.limit - left);
+    }
+
+    /**
+     * Reads the next record, whatever it is. Copies an event: it may cross the end of the data.
+     *
+     * @return the number of events passed on
+     */
+    private int single(Handler handler, AtomicBoolean halt, long end) {
+        long at = position;
+        long mask = size - 1;
+        int type = (int) INT.get(data, at & mask);
+        int length = Short.toUnsignedInt(data.get(ValueLayout.JAVA_SHORT, (at & mask) + 6));
+        boolean sample = type == Abi.PERF_RECORD_SAMPLE;
+        int payload = (int) INT.get(data, at + HEADER & mask);
+        if (!fits(type, length, end - at)
+                || sample && (payload < 0 || payload > length - BEFORE)) {
+            throw corruptRecord(at, type, length, end);
+        }
+        position = at + length;
+        try {
+            if (!sample) {
+                lost += lostIn(type, at);
+                return 0;
+            }
+            events++;
+            bytes += payload;
+            RawEvent event = copiedEvent();
+            try {
+                event.begin(copied(at + BEFORE & mask, payload), payload);
+                stopped = !handler.accept(event) || halt.getOpaque();
+            } finally {
+                event.end();
+            }
+            return 1;
+        } finally {
+            LONG.setRelease(meta, TAIL, at + length);
+            Reference.reachabilityFence(this); // it keeps the memory
+        }
+    }
+
+    /** Returns an object for a copied event; each thread needs its own. */
+    private RawEvent copiedEvent() {
+        if (copied == null || !copied.isOfThisThread()) {
+            copied = new RawEvent(cpu);
+        }
+        return copied;
     }
 
     /** Returns true if the length of a record of a type is possible, with some bytes left. */

@@ -34,6 +34,11 @@ public final class RawEvent {
         this.cpu = cpu;
     }
 
+    /** Returns true if this thread made the object, and may use it. */
+    boolean isOfThisThread() {
+        return owner == Thread.currentThread();
+    }
+
     /** Shows an event in native memory, which stays mapped until {@link #end}. */
     void begin(long address, long length) {
         this.address = address;
