@@ -170,7 +170,12 @@ static __attribute__((noinline)) long read_fields(void)
 		    use_fields(&fields));
 }
 
-/* A record that crosses the end of the buffer is copied; the place of all is given back at once. */
+static uint64_t lost;
+
+/*
+ * A record that crosses the end of the buffer is copied; the place of all is given back at once.
+ * As libbpf does, it reads the size of each event, counts the lost ones, and rejects other records.
+ */
 static __attribute__((noinline)) long read_buffer(void)
 {
 	uint64_t at = perf->data_tail;
@@ -189,11 +194,21 @@ static __attribute__((noinline)) long read_buffer(void)
 			record = (void *)copy;
 		}
 		if (record->type == PERF_RECORD_SAMPLE) {
-			uint64_t number;
+			struct {
+				uint32_t size;
+				char data[];
+			} *sample = (void *)(record + 1);
+			uint64_t number = 0;
 
-			memcpy(&number, (char *)(record + 1) + 4, sizeof(number));
+			if (sample->size >= sizeof(number))
+				memcpy(&number, sample->data, sizeof(number));
 			sum += number;
 			events++;
+		} else if (record->type == PERF_RECORD_LOST) {
+			lost += ((uint64_t *)(record + 1))[1];
+		} else {
+			fprintf(stderr, "events: a record of type %u\n", record->type);
+			exit(1);
 		}
 		at += size;
 	}

@@ -71,7 +71,7 @@
           :when (and (options a) (options b))]
     (throw (invalid op (str a " and " b " exclude each other") "leave out one")))
   (when-not (= :perf-event-array map-type)
-    (doseq [option [:with-cpu :pages :wakeup-events :wakeup-bytes]
+    (doseq [option [:with-cpu :pages :wakeup-events :wakeup-bytes :overwrite]
             :when (options option)]
       (throw (invalid op (str option " must be left out for a ring buffer")
                       "only the buffers of a perf event array belong to a CPU")))))
@@ -98,6 +98,7 @@
   | `:wakeup-events` | events of a CPU of a perf event array after which the kernel wakes the reader, default: 1 |
   | `:wakeup-bytes`  | the same in bytes, instead of `:wakeup-events`                           |
   | `:with-cpu`      | true: each event of a perf event array is `[cpu event]`                  |
+  | `:overwrite`     | true: the buffers of a perf event array keep the newest events, see below |
 
   If an event is longer than its type, its remaining bytes are under `:bpfmap/extra`. If it is
   shorter, it has the complete fields, and the number of missing bytes under `:bpfmap/missing`. If
@@ -111,6 +112,12 @@
   wait ends after at most 100 ms, so no event is delayed for longer. The buffers are in the map until
   the reader is closed. With `:steal`, they replace the buffers of another reader, which then gets no
   more events, even after this one is closed.
+
+  With `:overwrite`, programs never find a buffer full: they overwrite the oldest events, and the
+  reader gets those that are left, in their order. [[stats]] has `:overtaken` and `:missed`, as for a
+  [[peek]]. If more than the size of a buffer less 192 KiB is new, the reader pauses the buffer while
+  it copies it, for some milliseconds. Programs get the error ENOSPC meanwhile, and their events are
+  counted under `:lost`. Needs Linux 4.7.
 
   Each event goes to one reader only. If another process has the map open or mapped, or this process
   has a reader of it, `:busy` is thrown, with the processes under `:bpfmap/holders`. Throws
@@ -268,7 +275,7 @@
   | `:lost`      | records of a perf event array that found no room. A ring does not count them |
   | `:fill` `:capacity` | bytes in use now, headers included, and the size                     |
   | `:busy`      | if the next record is reserved but not committed: its `:position`, and for how many `:seconds` that has been seen. A program that was killed never commits it |
-  | `:overtaken` `:missed` | of a peek: how often the producer was faster, and the bytes skipped |
+  | `:overtaken` `:missed` | of a peek, and with `:overwrite`: how often the producer was faster, and the bytes skipped |
 
   For a map, there are only `:fill`, `:capacity` and `:busy`. Nothing is consumed. A closed reader
   has its counters only. While a call uses a reader, the counters of a ring may lag by the events of

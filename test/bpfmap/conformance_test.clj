@@ -99,7 +99,7 @@
       (is (= (concat (map #(str "s" %) (range 1 13)) (map #(str "p" %) (range 1 10))
                      (map #(str "e" %) (range 1 12))
                      (map #(str "b" %) (range 1 9)) (map #(str "m" %) (range 1 10))
-                     (map #(str "n" %) (range 1 23)) (map #(str "k" %) (range 1 12))
+                     (map #(str "n" %) (range 1 24)) (map #(str "k" %) (range 1 12))
                      (map #(str "q" %) (range 1 5))
                      (map #(str "v" %) (range 1 5)) (map #(str "o" %) (range 5 12))
                      (map #(str "l" %) (range 1 6)) (map #(str "x" %) (range 1 9))

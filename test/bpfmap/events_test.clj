@@ -623,6 +623,12 @@
                                             {:on-error #(swap! errors conj (ex-message %))})]
               (doseq [i (range 4)] (producer/send! s (producer/of-longs i)))
               (is (eventually #(= [[0 2] ["odd" "odd"]] [@seen @errors]))))))
+        (testing "also a failed assertion"
+          (let [errors (atom [])]
+            (with-open [_ (events/subscribe r (fn [x] (assert (odd? x)))
+                                            {:on-error #(swap! errors conj (class %))})]
+              (doseq [i (range 4)] (producer/send! s (producer/of-longs i)))
+              (is (eventually #(= [AssertionError AssertionError] @errors))))))
         (testing "what :on-error throws ends the subscription, and is not passed to it"
           (let [handler (Thread/getDefaultUncaughtExceptionHandler)
                 uncaught (promise)
@@ -751,6 +757,22 @@
             (is (= (repeat 2 (bytes/->bytes (producer/of-longs 13))) @errors))
             (send-all)
             (is (= 4 (events/drain! r identity)))))
+        (testing "a failed assertion of the type's function is such an error, too"
+          (let [errors (atom [])
+                type (fn [bytes] (assert (not= 13 (nth bytes 0))) :u64)]
+            (with-open [r (events/reader m {:type type :timeout 0
+                                            :on-error #(swap! errors conj (ex-message %))})]
+              (send-all)
+              (is (= [1 2 3 4] (into [] r)))
+              (is (= 2 (count @errors)))
+              (is (every? #(str/starts-with? % "An event of 8 bytes cannot be decoded: Assert failed")
+                          @errors)))
+            (with-open [r (events/reader m {:type type :timeout 0})]
+              (send-all)
+              (is (= [:invalid-value [1 2]]
+                     ((juxt :bpfmap/error :bpfmap/so-far) (error-of (into [] r)))))
+              (is (= [3] (:bpfmap/so-far (error-of (into [] r)))))
+              (is (= [4] (into [] r))))))
         (testing "what the reducing function throws comes out as it is"
           (with-open [r (events/reader m {:type :u64 :timeout 0})]
             (send-all)

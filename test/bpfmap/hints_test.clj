@@ -940,7 +940,7 @@
             "known cases are refused before, or explained by a row above; this row is for the rest"))
    (zipmap [:inodes-without-lsm :inodes-unknown-lsm]
            (repeat "only a kernel without the BPF LSM answers so, and most have it"))
-   (zipmap [:link-being-made :busy :interrupted :lock]
+   (zipmap [:link-being-made :busy :storage-being-changed :interrupted :lock]
            (repeat "a race of some instructions in the kernel, or a signal in them"))
    {:silent-refusal "it takes a security module that refuses programs"
     :program-lacking "bpfmap.link-test and bpfmap.impl.kernel.lacks-test try it"

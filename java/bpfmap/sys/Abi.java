@@ -52,6 +52,7 @@ public final class Abi {
     static final long SYS_EPOLL_CTL = number(233, 21);
     static final long SYS_EPOLL_PWAIT = number(281, 22);
     static final long SYS_EVENTFD2 = number(290, 19);
+    static final long SYS_MEMBARRIER = number(324, 283);
     static final long SYS_PERF_EVENT_OPEN = number(298, 241);
     static final long SYS_GETDENTS64 = number(217, 61);
     static final long SYS_PRLIMIT64 = number(302, 261);
@@ -334,6 +335,10 @@ public final class Abi {
     public static final int TOKEN_CREATE_FLAGS = 0;
     public static final int TOKEN_CREATE_BPFFS_FD = 4;
 
+    // --- linux/membarrier.h
+
+    static final int MEMBARRIER_CMD_GLOBAL = 1;
+
     // --- perf events: linux/perf_event.h
 
     public static final int PERF_TYPE_SOFTWARE = 1;
@@ -342,6 +347,7 @@ public final class Abi {
     static final int PERF_FLAG_FD_CLOEXEC = 1 << 3;
     static final int PERF_EVENT_IOC_ENABLE = 0x2400;
     static final int PERF_EVENT_IOC_SET_BPF = 0x40042408;
+    static final int PERF_EVENT_IOC_PAUSE_OUTPUT = 0x40042409;
     static final int PERF_RECORD_LOST = 2;
     static final int PERF_RECORD_SAMPLE = 9;
 

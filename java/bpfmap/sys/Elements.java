@@ -21,6 +21,9 @@ import java.util.concurrent.atomic.AtomicLong;
  * }</pre>
  */
 public final class Elements {
+    /** How often a write is repeated that the kernel answers with EAGAIN. */
+    private static final int ATTEMPTS = 100;
+
     private final Fd fd;
     private final long keySize;
     private final long valueSize;
@@ -74,7 +77,22 @@ public final class Elements {
 
     /** Writes the value of the key. */
     public int update(CallBuffer buffer, long flags) {
-        return call(Abi.BPF_MAP_UPDATE_ELEM, buffer, flags);
+        int result = call(Abi.BPF_MAP_UPDATE_ELEM, buffer, flags);
+        return result == -Abi.EAGAIN ? updateAgain(buffer, flags) : result;
+    }
+
+    /**
+     * Writes a value after EAGAIN: the first storage of a task, inode, socket or cgroup was being
+     * created or deleted by somebody else, and the kernel leaves the repetition to the caller.
+     * Source: kernel/bpf/bpf_local_storage.c, bpf_local_storage_update.
+     */
+    private int updateAgain(CallBuffer buffer, long flags) {
+        int result = -Abi.EAGAIN;
+        for (int i = 0; i < ATTEMPTS && result == -Abi.EAGAIN; i++) {
+            Thread.onSpinWait();
+            result = call(Abi.BPF_MAP_UPDATE_ELEM, buffer, flags);
+        }
+        return result;
     }
 
     private int call(int command, CallBuffer buffer, long flags) {

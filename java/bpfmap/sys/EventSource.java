@@ -81,6 +81,11 @@ public abstract class EventSource implements AutoCloseable {
     /** Returns the number of bytes in use now, headers included. */
     public abstract long fill();
 
+    /** Returns the CPU whose programs write to this source; negative if it is unknown. */
+    public int cpu() {
+        return -1;
+    }
+
     /**
      * Returns the position of the next record if it is reserved but not committed now, otherwise a
      * negative number. Any thread may call it.

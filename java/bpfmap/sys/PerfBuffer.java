@@ -29,7 +29,7 @@ public final class PerfBuffer extends EventSource {
     private static final long TAIL = Abi.PERF_PAGE_DATA_TAIL;
 
     private static final int HEADER = 8; // struct perf_event_header: type, misc, size
-    private static final int LOST_SIZE = 24; // header, id, number of lost records
+    static final int LOST_SIZE = 24; // header, id, number of lost records
     /** Bytes before the payload of a sample: the header, and the size of the payload. */
     private static final int BEFORE = HEADER + 4;
     /** The length is in the last 16 bits of a header, and is a multiple of eight. */
@@ -40,6 +40,7 @@ public final class PerfBuffer extends EventSource {
     /** Offset of the bit fields of {@code struct perf_event_attr}, and one of them. */
     private static final int FLAGS = Abi.PERF_ATTR_READ_FORMAT + 8;
     private static final long WATERMARK = 1 << 14;
+    private static final long WRITE_BACKWARD = 1 << 27;
 
     /**
      * The most bytes between the kernel's position and the end of what it writes at this moment.
@@ -47,7 +48,7 @@ public final class PerfBuffer extends EventSource {
      * be inside the helper, because an interrupt starts the next one. Source:
      * kernel/trace/bpf_trace.c, struct bpf_trace_sample_data.
      */
-    private static final long IN_PROGRESS = 3 * LARGEST;
+    static final long IN_PROGRESS = 3 * LARGEST;
 
     private final MemorySegment meta;
     private final MemorySegment data;
@@ -67,16 +68,18 @@ public final class PerfBuffer extends EventSource {
      *
      * @param wakeup wake a waiting reader after so many events; if {@code watermark} is true, when
      *     so many bytes are in the buffer
+     * @param backward true for an {@link OverwritablePerfBuffer}
      * @return its descriptor, or the negated errno: ENODEV if the CPU is offline
      */
-    public static long open(int cpu, long wakeup, boolean watermark) {
+    public static long open(int cpu, long wakeup, boolean watermark, boolean backward) {
         try (Arena arena = Arena.ofConfined()) {
             MemorySegment attr = arena.allocate(Abi.PERF_ATTR_SIZE_VER0, 8);
             attr.set(ValueLayout.JAVA_INT, Abi.PERF_ATTR_TYPE, Abi.PERF_TYPE_SOFTWARE);
             attr.set(ValueLayout.JAVA_INT, Abi.PERF_ATTR_SIZE, Abi.PERF_ATTR_SIZE_VER0);
             attr.set(ValueLayout.JAVA_LONG, Abi.PERF_ATTR_CONFIG, Abi.PERF_COUNT_SW_BPF_OUTPUT);
             attr.set(ValueLayout.JAVA_LONG, Abi.PERF_ATTR_SAMPLE_TYPE, Abi.PERF_SAMPLE_RAW);
-            attr.set(ValueLayout.JAVA_LONG, FLAGS, watermark ? WATERMARK : 0);
+            attr.set(ValueLayout.JAVA_LONG, FLAGS,
+                (watermark ? WATERMARK : 0) | (backward ? WRITE_BACKWARD : 0));
             attr.set(ValueLayout.JAVA_INT, Abi.PERF_ATTR_WAKEUP_EVENTS, (int) wakeup);
             return Native.syscall(
                 Abi.SYS_PERF_EVENT_OPEN, attr.address(), -1, cpu, -1, Abi.PERF_FLAG_FD_CLOEXEC);
@@ -345,7 +348,7 @@ public final class PerfBuffer extends EventSource {
         return n;
     }
 
-    /** Returns the CPU whose programs write to this buffer; negative if it is unknown. */
+    @Override
     public int cpu() {
         return cpu;
     }

@@ -21,11 +21,18 @@
       (str n " " word (when (< 1 n) (if (= "process" word) "es" "s"))
            " (" (str/join ", " (take 5 names)) (when (< 5 n) ", …") ")"))))
 
+(defn other-holders
+  "Returns the other processes that have an object open, except those that let go soon.
+
+      (other-holders {:map-id 12}) ;=> [{:pid 4711 :command \"agent\" :fds [5]}]"
+  [ref]
+  (let [this (.pid (ProcessHandle/current))]
+    (holders/settled #(remove (fn [{:keys [pid]}] (= this pid)) (holders/holders ref)) :confirm)))
+
 (defn- other-users
   "Returns the other users of a map as text, or nil if there are none."
   [id]
-  (let [this (.pid (ProcessHandle/current))
-        held (remove #(= this (:pid %)) (get-in (holders/held-maps) [id :holders]))
+  (let [held (other-holders {:map-id id})
         used (get (map-info/users (holders/programs {:brief true})) id)]
     (not-empty
      (str/join " and "
@@ -76,9 +83,9 @@
 
       (check-link {:id 7 :type :xdp :held [] :pinned []} {}) ;=> nil"
   [{:keys [id type attached-to held pinned]} {:keys [yes]}]
-  (let [this (.pid (ProcessHandle/current))]
-    (when-not yes
-      (when-let [others (owners (remove #(= this (:pid %)) held) pinned)]
+  (when-not yes
+    (let [held (when (seq held) (other-holders {:link-id id}))]
+      (when-let [others (owners held pinned)]
         (throw (not-confirmed (str "Link " id " (" (fields/name-of type)
                                    (when attached-to (str " " attached-to)) ") is " others)
                               {:bpfmap/link {:id id :type type}}

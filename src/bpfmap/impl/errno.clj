@@ -429,6 +429,9 @@
                    (str "; processes with writable memory of this map or another: " writers))))}
    {:row :busy
     :errno #{:EBUSY} :error :busy :hint "the object is in use; try again"}
+   {:row :storage-being-changed
+    :errno #{:EAGAIN} :op puts :when hangs-on :error :busy
+    :hint "the storage of this key was being created or deleted by somebody else; try again"}
    {:row :interrupted
     :errno #{:EINTR :EAGAIN} :error :interrupted :hint "a signal interrupted the call; try again"}
 

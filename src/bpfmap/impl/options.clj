@@ -65,7 +65,8 @@
                           "a power of two, in pages"]
                   :wakeup-events positive
                   :wakeup-bytes positive
-                  :with-cpu flag)
+                  :with-cpu flag
+                  :overwrite flag)
    :peek (assoc events :from [#{:oldest :now} ":oldest or :now"] :with-cpu flag)
    :emit! {:type anything :types anything}
    :writer {:type anything :types anything :steal flag}

@@ -1,14 +1,19 @@
 (ns bpfmap.cli.changing-test
   "Entries read and written by typed keys, maps created and pinned, and confirmation for maps of
   others."
-  (:require [bpfmap.cli.calling :refer [edn-of id-of json-of lines-of refused]]
+  (:require [bpfmap.cli.calling :refer [bpfmap edn-of id-of json-of lines-of refused]]
             [bpfmap.core :as bpf]
             [bpfmap.exec :as exec]
+            [bpfmap.exec.confirm :as confirm]
             [bpfmap.exec.input :as input]
             [bpfmap.exec.views :as views]
             [bpfmap.fixture :as fixture :refer [kernel-test]]
+            [bpfmap.host :as host]
             [bpfmap.impl.kernel.call :as call]
+            [bpfmap.link :as link]
+            [bpfmap.links :as links]
             [bpfmap.prog :as prog]
+            [bpfmap.pump :as pump]
             [bpfmap.since :as since]
             [clojure.string :as str]
             [clojure.test :refer [are is testing]])
@@ -405,6 +410,25 @@
                (refused "put" id "1" "2")))
         (is (re-find #"`get` prints its next value, `take` removes it"
                      (second (refused "dump" id))))))))
+
+(kernel-test listed-is-not-in-use
+  (testing "a process that lists maps has each of them open for a moment, and does not count"
+    (with-open [m (a-map {:key :u32 :value :u64})
+                p ^Closeable (links/loaded :raw-tracepoint [[:mov64 :r0 0] [:exit]])
+                l ^Closeable (link/attach p {:raw-tracepoint "sys_enter"})]
+      (let [lister (pump/in-jvm '(require '[bpfmap.host :as host])
+                                '(println "ready")
+                                '(while true (host/maps) (host/links)))]
+        (try
+          (dotimes [_ 20]
+            (is (= "" (:err (bpfmap "put" (id-of m) "1" "1")))))
+          (is (= [] (remove nil? (repeatedly 20 #(try
+                                                   (confirm/check-link
+                                                    {:id (:id (link/info l)) :type :raw-tracepoint
+                                                     :held (host/holders l) :pinned []}
+                                                    {})
+                                                   (catch Exception e (ex-message e)))))))
+          (finally (.destroyForcibly lister)))))))
 
 (kernel-test ^{:needs [[:map-type :bloom-filter]]} bloom-filters
   (testing "a Bloom filter returns maybe or no"

@@ -133,6 +133,8 @@
       22 {:op :list :object :link :release "5.4.0"} :not-supported "from Linux 5.8 on"
       18 {:op :pin! :path "/p"} :invalid-value "only move within one BPF file system"
       4 {:op :test-run} :interrupted "a signal"
+      11 {:op :put! :type :task-storage} :busy "being created or deleted by somebody else"
+      11 {:op :load} :interrupted "a signal"
       13 {:op :load} :program-rejected "verifier"
       95 {:op :lookup} :not-supported "this kernel does not support it"
       5 {:op :lookup} :kernel "please report")))

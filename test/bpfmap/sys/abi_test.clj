@@ -67,6 +67,7 @@
    ["PERF_PAGE_" (offset "struct perf_event_mmap_page")]
    ["PERF_" #(str "PERF_" (str/upper-case %))]
    ["NAME_LENGTH" (constantly "BPF_OBJ_NAME_LEN - 1")]
+   ["MEMBARRIER_" #(str "MEMBARRIER_" (str/upper-case %))]
    ["BPF_" #(str "BPF_" (str/upper-case %))]
    ["SYS_" #(str "__NR_" %)]
    ["E" #(str "E" (str/upper-case %))]])
@@ -93,7 +94,9 @@
 (deftest constants-match-header
   (testing "every constant matches the kernel header"
     (let [ours (constants)
-          header (fixture/c-values ["linux/bpf.h" "linux/perf_event.h" "sys/ioctl.h" "sys/syscall.h"] (map c-expression (keys ours)))
+          header (fixture/c-values ["linux/bpf.h" "linux/perf_event.h" "linux/membarrier.h" "sys/ioctl.h"
+                                  "sys/syscall.h"]
+                                 (map c-expression (keys ours)))
           ;; Internal to the kernel: no header that user space sees has it.
           unseen #{"ENOTSUPP"}
           ;; Compared where the header is new enough to have them.

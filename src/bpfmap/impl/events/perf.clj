@@ -12,7 +12,7 @@
             [bpfmap.impl.map.lifecycle :as lifecycle]
             [bpfmap.prog :as prog])
   (:import (bpfmap.impl.map.bpf_map BpfMap)
-           (bpfmap.sys PerfBuffer)
+           (bpfmap.sys EventSource)
            (clojure.lang ExceptionInfo)
            (java.io Closeable IOException)))
 
@@ -125,7 +125,7 @@
         (throw e)))))
 
 (defn- close-buffers [buffers]
-  (run! #(.close ^PerfBuffer %) buffers))
+  (run! #(.close ^EventSource %) buffers))
 
 (defn- open-buffers
   "Returns the buffers of the CPUs that are online."
@@ -153,7 +153,7 @@
                          (kernel.perf/clear fd cpu ctx)))
                      (finally (call/close fd))))]
     (try
-      (doseq [^PerfBuffer buffer buffers]
+      (doseq [^EventSource buffer buffers]
         (kernel.perf/store fd buffer ctx)
         (vswap! stored conj (.cpu buffer)))
       take-out

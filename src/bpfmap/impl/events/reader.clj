@@ -327,6 +327,13 @@
   (^Object result [])
   (^boolean done []))
 
+(defn- of-function?
+  "Returns true if a throwable is a failure of a function, and not of the JVM.
+
+  A failed `assert` or `:pre` is an Error."
+  [e]
+  (or (instance? Exception e) (instance? AssertionError e)))
+
 (defn- guarded
   "Returns a decoder that turns exceptions into errors with the bytes of the event.
 
@@ -338,7 +345,9 @@
     (decode [_ event]
       (try
         (.decode decoder event)
-        (catch Exception e
+        (catch Throwable e
+          (when-not (of-function? e)
+            (throw e))
           (let [e (typed/failed e event op (first (.-identities r)))]
             (if on-error
               (do (on-error e) ::none)
@@ -622,7 +631,11 @@
                          (vreset! its-own thrown)
                          (throw thrown)))))
         step (if on-error
-               (fn [event] (try (f event) (catch Exception e (on-error e))))
+               (fn [event]
+                 (try
+                   (f event)
+                   (catch Throwable e
+                     (if (of-function? e) (on-error e) (throw e)))))
                f)
         options (assoc (dissoc options :timeout :seconds) :on-error on-error)]
     (try
@@ -716,8 +729,9 @@
                   :discarded (sum r #(.discarded ^EventSource %))
                   :lost (sum r #(.lost ^EventSource %))}
         counters (cond-> counters
-                   (= :peek (.-kind r)) (assoc :overtaken (sum r #(.overtaken ^EventSource %))
-                                               :missed (sum r #(.missed ^EventSource %))))]
+                   (or (= :peek (.-kind r)) (:overwrite (.-options r)))
+                   (assoc :overtaken (sum r #(.overtaken ^EventSource %))
+                          :missed (sum r #(.missed ^EventSource %))))]
     (try
       (let [busy (busy-record r)]
         (cond-> (assoc counters

@@ -8,8 +8,7 @@
             [bpfmap.impl.kernel.call :as call]
             [bpfmap.impl.kernel.events :as kernel.events]
             [bpfmap.impl.kernel.map :as kernel.map]
-            [bpfmap.impl.map.bpf-map :as bpf-map]
-            [bpfmap.impl.waiting :as waiting])
+            [bpfmap.impl.map.bpf-map :as bpf-map])
   (:import (bpfmap.sys EventSource)
            (java.lang.ref WeakReference)
            (java.util.concurrent ConcurrentHashMap)))
@@ -53,25 +52,6 @@
           (into (cond->> (holders/holders {:map-id id})
                   user-ring? (filterv #(kernel.events/writes-ring? (:pid %) size)))
                 (kernel.events/mapped-without-descriptor size id user-ring?)))))
-
-(def ^:private looks
-  "The number of looks that must find a holder.
-
-  A process that lists maps again and again gives each of them the same number, so a look cannot
-  tell it from a holder. If it has the map open half of the time, one reader in 256 is refused."
-  8)
-
-(defn- settled-holders
-  "Returns [[other-holders]], except processes that let go soon.
-
-  A process that lists all maps has each of them open for a moment, and may do so again and again."
-  [identity size op]
-  (loop [found (other-holders identity size) n 1]
-    (if (or (empty? found) (= n (long looks)))
-      found
-      (do (waiting/sleep 20 op)
-          (let [now (set (map (juxt :pid :fds) (other-holders identity size)))]
-            (recur (filterv (comp now (juxt :pid :fds)) found) (inc n)))))))
 
 (def ^:private roles
   "The exclusive roles at a ring, by the operation that takes them.
@@ -117,8 +97,8 @@
       (let [unregister (or (register! id) (throw (own-error identity op)))]
         (try
           (when-let [who (when-not (call/simulated? (bpf-map/descriptor m))
-                           (seq (settled-holders identity (:max-entries (bpf-map/spec-of m))
-                                                 op)))]
+                           (let [size (:max-entries (bpf-map/spec-of m))]
+                             (seq (holders/settled #(other-holders identity size) op))))]
             (throw (busy-error identity (vec who) op)))
           unregister
           (catch Throwable e

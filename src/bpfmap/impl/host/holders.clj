@@ -12,6 +12,7 @@
             [bpfmap.impl.kernel.procfs :as procfs]
             [bpfmap.impl.kernel.prog :as kernel.prog]
             [bpfmap.impl.open-object :as open-object]
+            [bpfmap.impl.waiting :as waiting]
             [clojure.string :as str])
   (:import (bpfmap.sys Fdinfo)
            (clojure.lang ExceptionInfo)
@@ -290,6 +291,29 @@
                                 :when (and (= id (.-id object)) (= kind (kind-of object)))]
                             (.-number object)))]
          {:pid pid :command (procfs/command pid) :fds (vec fds)})))))
+
+(def ^:private looks
+  "The number of looks that must find a holder.
+
+  A process that lists objects again and again gives each of them the same number, so a look cannot
+  tell it from a holder. If it has the object open half of the time, one call in 256 returns it."
+  8)
+
+(defn settled
+  "Returns the processes that `look` finds, except those that let go soon.
+
+  A process that lists objects has each of them open for a moment, and may do so again and again.
+  `look` returns processes as [[holders]] does, and is called again if it finds any. Throws
+  `:interrupted`.
+
+      (settled #(holders {:map-id 12}) :put!) ;=> [{:pid 4711 :command \"agent\" :fds [5]}]"
+  [look op]
+  (loop [found (vec (look)) n 1]
+    (if (or (empty? found) (= n (long looks)))
+      found
+      (do (waiting/sleep 20 op)
+          (let [now (into #{} (map (juxt :pid :fds)) (look))]
+            (recur (filterv (comp now (juxt :pid :fds)) found) (inc n)))))))
 
 (defn maps-of-process
   "Returns the ids of the maps that a process has open, ascending, each once."

@@ -11,8 +11,8 @@
             [bpfmap.impl.kernel.paths :as paths]
             [bpfmap.impl.kernel.procfs :as procfs]
             [clojure.string :as str])
-  (:import (bpfmap.sys Abi Attr Bytes Fd FileSyscalls MappedMemory PerfBuffer PerfEvents
-                       PossibleCpus)
+  (:import (bpfmap.sys Abi Attr Bytes EventSource Fd FileSyscalls MappedMemory
+                       OverwritablePerfBuffer PerfBuffer PerfEvents PossibleCpus)
            (java.io IOException)
            (java.nio.charset StandardCharsets)))
 
@@ -71,9 +71,9 @@
 
 (defn- open-event
   "Opens a perf event for programs on a CPU; returns nil if the CPU is offline."
-  ^Fd [cpu {:keys [wakeup-events wakeup-bytes]} ctx]
+  ^Fd [cpu {:keys [wakeup-events wakeup-bytes overwrite]} ctx]
   (let [outcome (PerfBuffer/open (int cpu) (long (or wakeup-bytes wakeup-events 1))
-                                 (some? wakeup-bytes))]
+                                 (some? wakeup-bytes) (boolean overwrite))]
     (cond
       (= outcome (- Abi/ENODEV)) nil
       (neg? outcome) (throw (call/failure (str "Opening a perf event on CPU " cpu) outcome
@@ -89,18 +89,23 @@
 (defn buffer
   "Opens the buffer of a CPU; returns nil if the CPU is offline.
 
-  Programs cannot write to it before [[store]]."
-  ^PerfBuffer [cpu {:keys [pages] :as options} ctx]
+  With `:overwrite` it keeps the newest events. The kernel does so if the memory is mapped
+  read-only. Programs cannot write to it before [[store]]."
+  ^EventSource [cpu {:keys [pages overwrite] :as options} ctx]
   (when-let [event (open-event cpu options ctx)]
     (try
-      (PerfBuffer. (map-event event pages true ctx) (long (call/page-size)) event (int cpu) false)
+      (let [memory (map-event event pages (not overwrite) ctx)
+            page (long (call/page-size))]
+        (if overwrite
+          (OverwritablePerfBuffer. memory page event (int cpu))
+          (PerfBuffer. memory page event (int cpu) false)))
       (catch Throwable e
         (call/close event)
         (throw e)))))
 
 (defn store
   "Stores the perf event of a buffer in the slot of its CPU, and enables it."
-  [map-fd ^PerfBuffer buffer ctx]
+  [map-fd ^EventSource buffer ctx]
   (let [event (.pollable buffer)]
     (call/command (str "Storing the perf event of CPU " (.cpu buffer)) ctx Abi/BPF_MAP_UPDATE_ELEM
                   (fn [^Attr attr]

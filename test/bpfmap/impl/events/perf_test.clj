@@ -10,7 +10,8 @@
             [bpfmap.pump :as pump]
             [clojure.string :as str]
             [clojure.test :refer [are is testing]])
-  (:import (bpfmap.sys CorruptEventsException EventSource$Handler Fd PerfBuffer)
+  (:import (bpfmap.sys CorruptEventsException EventSource$Handler Fd OverwritablePerfBuffer
+                       PerfBuffer)
            (java.io BufferedWriter Closeable)
            (java.lang.foreign ValueLayout)
            (java.nio.file Files Path)
@@ -286,7 +287,7 @@
           (is (= [] (used-slots p)))))))
   (testing "one slot in use is enough"
     (with-array
-      (let [event (PerfBuffer/open (int (last (cpus))) 1 false)]
+      (let [event (PerfBuffer/open (int (last (cpus))) 1 false false)]
         (is (pos? event))
         (try
           (bpf/put! m (last (cpus)) {:fd event})
@@ -456,24 +457,38 @@
                               pages (kernel.events/map-part (bpf-map/descriptor m) 0 (* 2 page)
                                                             true {})]
                     (let [memory (.segment pages)
+                          _ (doseq [[offset x] puts]
+                              (.set memory ValueLayout/JAVA_INT (long (+ page (long offset)))
+                                    (unchecked-int (long x))))
+                          _ (.set memory ValueLayout/JAVA_LONG 1024 (long head))
                           source (PerfBuffer. pages page nil 0 false)]
-                      (doseq [[offset x] puts]
-                        (.set memory ValueLayout/JAVA_INT (long (+ page (long offset)))
-                              (unchecked-int (long x))))
-                      (.set memory ValueLayout/JAVA_LONG 1024 (long head))
                       (try
                         [(.drain source (reify EventSource$Handler (accept [_ _] true))
                                  (AtomicBoolean.) 100)
                          (.get memory ValueLayout/JAVA_LONG 1032)]
                         (catch CorruptEventsException e
                           (ex-message e))))))
+          tail -3064 ; the position of the reader, from the data on
           size #(bit-shift-left (long %) 16)]
       (is (= [1 24] (check 24 [0 9] [4 (size 24)] [8 12])))
       (is (= [0 16] (check 16 [0 77] [4 (size 16)])) "an unknown record is skipped")
+      (is (= [2 48] (check 48 [0 9] [4 (size 24)] [8 7] [24 9] [28 (size 24)] [32 12]))
+          "an event shorter than its record")
+      (is (= [3 (+ 4072 72)] (check (+ 4072 72) [tail 4072]
+                                    [4072 9] [4076 (size 24)] [4080 12]
+                                    [0 9] [4 (size 24)] [8 12] [24 9] [28 (size 24)] [32 12]))
+          "an event ends where the data ends")
+      (is (= [2 (+ 4088 48)] (check (+ 4088 48) [tail 4088]
+                                    [4088 9] [4092 (size 24)] [0 12]
+                                    [16 9] [20 (size 24)] [24 12]))
+          "a header is the last of the data")
       (are [head puts words] (str/includes? (str (apply check head puts)) words)
         -8 [] "the producer's position 18446744073709551608 is not within 4096 bytes"
         4104 [] "the producer's position 4104 is not within 4096 bytes"
         13 [] "position 0 and the producer's position 13 are not both multiples of 8"
+        48 [[0 9] [4 (size 24)] [8 12] [24 9] [28 0]] "the record at position 24 has type 9 and 0"
+        4096 [[tail 4088] [4088 9] [4092 (size 8)]] "position 4088 has type 9 and 8 bytes"
+        4096 [[tail 4088] [4088 9] [4092 (size 16)]] "position 4088 has type 9 and 16 bytes"
         24 [[0 9] [4 0]] "the record at position 0 has type 9 and 0 bytes"
         24 [[0 9] [4 (size 20)]] "has type 9 and 20 bytes"
         24 [[0 9] [4 (size 32)] [8 12]] "has type 9 and 32 bytes; there are 24 bytes"
@@ -481,6 +496,133 @@
         24 [[0 9] [4 (size 24)] [8 -1]] "has type 9 and 24 bytes"
         24 [[0 2] [4 (size 16)]] "has type 2 and 16 bytes"
         24 [[0 77] [4 (size 4)]] "has type 77 and 4 bytes"))))
+
+;; --- buffers that overwrite
+
+(def ^:private record-size "Bytes of a record with an event of 16 bytes." 32)
+
+(kernel-test n23-keeps-the-newest
+  (with-array
+    (let [cpu (first (cpus))
+          page (long fixture/page-size)
+          room (quot page (long record-size))
+          capacity (* page (count (cpus)))
+          numbers-of #(mapv first %)]
+      (with-open [r (events/reader m {:type numbers :pages 1 :overwrite true :timeout 0.02})]
+        (testing "programs are never refused, and the newest events come in their order"
+          (is (= [] (into [] r)))
+          (dotimes [_ 3] (send-on cpu p 1))
+          (is (= {:events 0 :fill (* 3 (long record-size)) :capacity capacity}
+                 (select-keys (events/stats r) [:events :fill :capacity])))
+          (is (= [1 2 3] (numbers-of (into [] r))))
+          (let [more (* 3 room)]
+            (is (= 0 (send-on cpu p more)))
+            (is (= page (:fill (events/stats r))))
+            (let [got (into [] r)]
+              (is (every? pump/intact? got))
+              (is (= (range (- (+ 4 more) room) (+ 4 more)) (numbers-of got))))
+            (is (= {:events (+ 3 room) :bytes (* 20 (+ 3 room)) :discarded 0 :lost 0 :overtaken 1
+                    :missed (* 2 page) :fill 0 :capacity capacity}
+                   (events/stats r)))))
+        (testing "what a reduced leaves stays, also if its place is overwritten"
+          (let [n (long (n 0))]
+            (send-on cpu p 5)
+            (is (= [(+ n 1) (+ n 2)] (numbers-of (into [] (take 2) r))))
+            (send-on cpu p (* 2 room))
+            (is (= [(+ n 3) (+ n 4) (+ n 5)] (take 3 (numbers-of (into [] r)))))
+            (is (= [] (into [] r)))))
+        (testing "a waiting reader is woken, and a pause and close work as for other buffers"
+          (let [got (promise)
+                thread (fixture/thread #(deliver got (events/poll! r 60)))]
+            (send-on cpu p 1)
+            (is (= (n 0) (first (deref got fixture/patience nil))))
+            (fixture/join thread))
+          (is (true? (events/pause! r)))
+          (is (= -2 (send-on cpu p 1)))
+          (is (true? (events/resume! r)))
+          (is (= 0 (send-on cpu p 1)))
+          (is (= [(n 0)] (numbers-of (into [] r))))))
+      (testing "with :raw and :with-cpu"
+        (with-open [r (events/reader m {:raw true :pages 1 :overwrite true :timeout 0.02})]
+          (send-on cpu p (* 2 room))
+          (is (= (range (- (inc (long (n 0))) room) (inc (long (n 0))))
+                 (reduce (fn [ns event] (conj ns (events/raw-long event 0))) [] r))))
+        (with-open [r (events/reader m {:type numbers :with-cpu true :overwrite true
+                                        :timeout 0.02})]
+          (send-on cpu p 1)
+          (is (= [[cpu (n 0)]] (map (fn [[cpu [n]]] [cpu n]) (into [] r)))))))))
+
+(kernel-test n23-overwritten-at-full-speed
+  (testing "while a program overwrites at full speed, no event is torn, doubled or out of order"
+    (with-array
+      (let [cpu (last (cpus))]
+        (doseq [pages [1 64 128]]
+          (with-open [r (events/reader m {:type numbers :pages pages :overwrite true})]
+            (let [before (long (n 0))
+                  _ (send-on cpu p 30000) ; more than 128 pages have room for
+                  producer (fixture/thread
+                            #(do
+                               (pump/on-cpu cpu (fn []
+                                                  (dotimes [_ 50] (pump/run p 2000))
+                                                  ;; Refused while the reader pauses a buffer.
+                                                  (fixture/eventually (fn [] (= 0 (pump/run p))))))
+                               (events/flush! r)))
+                  [wrong last-one seen]
+                  (reduce (fn [[wrong before seen] [i :as event]]
+                            [(if (and (pump/intact? event) (< (long before) (long i)))
+                               wrong
+                               (conj wrong [before event]))
+                             i (inc (long seen))])
+                          [[] before 0] r)
+                  {:keys [events lost overtaken missed]} (events/stats r)]
+              (fixture/join producer)
+              (is (= [] wrong))
+              (is (= seen events))
+              (is (= (n 0) last-one) "the newest is there")
+              (is (< 0 (long overtaken)))
+              (is (<= (- (* 30000 32) (* (long pages) (long fixture/page-size))) (long missed)))
+              ;; Reports of lost events can be overwritten as well.
+              (is (<= (+ (long events) (long lost)) (- (long (n 0)) before))))))))))
+
+(kernel-test n23-corrupt-records
+  (testing "positions and records that no kernel writes are an error, never a wild read"
+    (let [page 4096
+          data 0x80000
+          check (fn [head & puts]
+                  ;; Mapped memory of the right size to which the test can write: that of a map.
+                  (with-open [m (bpf/create {:type :array :key :u32 :value :u64
+                                             :max-entries (quot (+ page data) 8)
+                                             :flags #{:mmapable}})
+                              pages (kernel.events/map-part (bpf-map/descriptor m) 0 (+ page data)
+                                                            true {})]
+                    (let [memory (.segment pages)
+                          source (OverwritablePerfBuffer. pages page nil 0)
+                          seen (atom [])]
+                      (doseq [[before-end x] puts]
+                        (.set memory ValueLayout/JAVA_INT (long (+ page data (long before-end)))
+                              (unchecked-int (long x))))
+                      (.set memory ValueLayout/JAVA_LONG 1024 (long head))
+                      (try
+                        (.drain source (reify EventSource$Handler
+                                         (accept [_ event] (swap! seen conj (.length event)) true))
+                                (AtomicBoolean.) 100)
+                        @seen
+                        (catch CorruptEventsException e
+                          (ex-message e))))))
+          size #(bit-shift-left (long %) 16)]
+      (is (= [] (check 0)))
+      (is (= [12] (check -24 [-24 9] [-20 (size 24)] [-16 12])))
+      (is (= [] (check -24 [-24 9] [-20 (size 32)] [-16 12])) "a record that is not whole")
+      (is (= [12 7] (check -48 [-48 9] [-44 (size 24)] [-40 7] [-24 9] [-20 (size 24)] [-16 12])))
+      (are [head puts words] (str/includes? (str (apply check head puts)) words)
+        8 [] "the kernel's position 8 is not before the last one, 0"
+        -13 [] "or not a multiple of 8"
+        -24 [[-24 9] [-20 0]] "has type 9 and 0 bytes"
+        -24 [[-24 9] [-20 (size 20)]] "has type 9 and 20 bytes"
+        -24 [[-24 9] [-20 (size 24)] [-16 13]] "has 24 bytes and an event of 13"
+        -24 [[-24 9] [-20 (size 24)] [-16 -1]] "has 24 bytes and an event of 4294967295"
+        -24 [[-24 2] [-20 (size 16)]] "has type 2 and 16 bytes"
+        -8 [[-8 9] [-4 (size 8)]] "has 8 bytes and an event of 4294967295"))))
 
 ;; --- readers of other processes
 

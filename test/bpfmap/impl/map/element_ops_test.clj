@@ -465,3 +465,18 @@
       (let [before (fixture/settled-descriptors)]
         (dotimes [_ 5] (once))
         (is (= before (fixture/open-descriptors)))))))
+
+(kernel-test ^{:needs [[:map-type :task-storage]]} storage-deleted-meanwhile
+  (testing "a storage can be written while the last one of its owner is deleted"
+    ;; The kernel answers EAGAIN then, in about 1 of 10,000 writes.
+    (with-open [a ^Closeable (bpf/create {:type :task-storage :value :u64 :flags #{:no-prealloc}})
+                b ^Closeable (bpf/create {:type :task-storage :value :u64 :flags #{:no-prealloc}})]
+      (let [owner {:pid (.pid (ProcessHandle/current))}]
+        (is (= [10000 10000 10000 10000]
+               (fixture/in-threads
+                4
+                (fn [i]
+                  (let [m ([a b] (rem (long i) 2))]
+                    (count (for [_ (range 10000)]
+                             (do (bpf/put! m owner 1)
+                                 (bpf/delete! m owner)))))))))))))
