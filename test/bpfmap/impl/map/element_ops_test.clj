@@ -472,11 +472,11 @@
     (with-open [a ^Closeable (bpf/create {:type :task-storage :value :u64 :flags #{:no-prealloc}})
                 b ^Closeable (bpf/create {:type :task-storage :value :u64 :flags #{:no-prealloc}})]
       (let [owner {:pid (.pid (ProcessHandle/current))}]
-        (is (= [10000 10000 10000 10000]
+        (is (= [2000 2000 2000 2000]
                (fixture/in-threads
                 4
                 (fn [i]
                   (let [m ([a b] (rem (long i) 2))]
-                    (count (for [_ (range 10000)]
+                    (count (for [_ (range 2000)]
                              (do (bpf/put! m owner 1)
                                  (bpf/delete! m owner)))))))))))))
