@@ -420,9 +420,9 @@
                                 '(println "ready")
                                 '(while true (host/maps) (host/links)))]
         (try
-          (dotimes [_ 20]
+          (dotimes [_ 5]
             (is (= "" (:err (bpfmap "put" (id-of m) "1" "1")))))
-          (is (= [] (remove nil? (repeatedly 20 #(try
+          (is (= [] (remove nil? (repeatedly 5 #(try
                                                    (confirm/check-link
                                                     {:id (:id (link/info l)) :type :raw-tracepoint
                                                      :held (host/holders l) :pinned []}
