@@ -21,7 +21,7 @@ import java.util.concurrent.atomic.AtomicLong;
  * }</pre>
  */
 public final class Elements {
-    /** How often a write is repeated that the kernel answers with EAGAIN. */
+    /** The most repetitions of a write that the kernel answers with EAGAIN. */
     private static final int ATTEMPTS = 100;
 
     private final Fd fd;

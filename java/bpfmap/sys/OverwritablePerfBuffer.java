@@ -17,8 +17,9 @@ import java.util.concurrent.atomic.AtomicBoolean;
  *
  * <p>Positions shrink. The newest record begins at the kernel's position, and older ones follow it.
  * So a pass copies what came since the last one, and hands out the copy from its end. Records near
- * the other end of the data may be overwritten during the copy. If some of these are new, the kernel
- * has to pause. Source: linux/perf_event.h, attr.write_backward and PERF_EVENT_IOC_PAUSE_OUTPUT.
+ * the other end of the data may be overwritten during the copy. If some of these are new, the
+ * kernel has to pause. Source: linux/perf_event.h, attr.write_backward and
+ * PERF_EVENT_IOC_PAUSE_OUTPUT.
  */
 public final class OverwritablePerfBuffer extends EventSource {
     private static final int HEADER = 8;

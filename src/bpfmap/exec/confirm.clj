@@ -22,7 +22,7 @@
            " (" (str/join ", " (take 5 names)) (when (< 5 n) ", …") ")"))))
 
 (defn other-holders
-  "Returns the other processes that have an object open, except those that let go soon.
+  "Returns the other processes that have an object open, and do not let go soon.
 
       (other-holders {:map-id 12}) ;=> [{:pid 4711 :command \"agent\" :fds [5]}]"
   [ref]
