@@ -14,7 +14,7 @@
   "Layers from the bottom up: a namespace is in the first that it matches."
   [[1 #"bpfmap\.(asm|btf|bytes|error|plot|spec|type)"]
    [1
-    #"bpfmap\.impl\.(disassembler|edn|edn-text|errno|escape|field-path|isa|map-types|link\.(attach-types|targets)|nearest|options|spec|host\.syscalls|display\.(amount|hints|text)|(btf|codec|elf|type)(\..*)?|object\.(code|context|core|core-relocation|data|extension|link|load-error|loadable-btf|malformed|maps|reader|section-name))"]
+    #"bpfmap\.impl\.(cache|disassembler|edn|edn-text|errno|escape|field-path|isa|map-types|link\.(attach-types|targets)|nearest|options|spec|host\.syscalls|display\.(amount|hints|text)|(btf|codec|elf|type)(\..*)?|object\.(code|context|core|core-relocation|data|extension|link|load-error|loadable-btf|malformed|maps|reader|section-name))"]
    [2 #"bpfmap\.(impl\..*|display|events|feature|link|object|prog|memory)"]
    [3 #"bpfmap\.(core|host|sim)"]
    [4 #"bpfmap\.(cli|exec|tool|pod|nrepl|metrics)(\..*)?"]])

@@ -36,7 +36,7 @@ public abstract class EventSource implements AutoCloseable {
             return null;
         }
 
-        /** As {@link #accept}, for the value of {@link #struct}. */
+        /** Does the same as {@link #accept} with the value of {@link #struct}. */
         default boolean acceptStruct(Object value) {
             throw new UnsupportedOperationException();
         }
