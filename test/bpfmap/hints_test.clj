@@ -425,6 +425,23 @@
                                          (bpf/unpin! again)
                                          nil))))))
 
+   :dotted-name
+   (fn []
+     (with-open [m (hash-map-of 1)]
+       (doseq [path (map #(str (fixture/bpffs) %) ["/a.b/m" "/a.b/c/m" "/m.x"])]
+         (says (refusal (bpf/open path)) "the BPF file system rejects dots")
+         (when-not (str/ends-with? path ".x") ; these are rejected before the kernel is called
+           (says (refusal (bpf/pin! m path)) "the BPF file system rejects dots"))))
+     (let [dir (str (fixture/temporary-directory) "/with.dot")]
+       (io/make-parents (str dir "/x"))
+       (shell "mount" "-t" "bpf" "bpf" dir)
+       (try
+         (with-open [m (hash-map-of 1)]
+           (bpf/pin! m (str dir "/m"))
+           (works (bpf/open (str dir "/m")))
+           (is (= :not-found (:bpfmap/error (fixture/error-of (bpf/open (str dir "/n")))))))
+         (finally (shell "umount" dir)))))
+
    :opens-directory
    (fn []
      (says (refusal (bpf/open (fixture/bpffs))) "is a directory")

@@ -66,8 +66,19 @@
        "; run as root, or grant the capability (setcap, systemd's AmbientCapabilities=)"))
 
 (defn- pin-elsewhere [{:keys [path]}]
-  (str path
-       " is not on a BPF file system; mount one with `mount -t bpf bpf DIRECTORY` and pin below it"))
+  (str path " is not on a BPF file system; "
+       ;; Where others look for pins, and where the pages have them.
+       (if (str/starts-with? path "/sys/fs/bpf/")
+         "mount it with `mount -t bpf bpf /sys/fs/bpf`"
+         "mount one with `mount -t bpf bpf DIRECTORY` and pin below it")))
+
+(defn- dotted?
+  "Returns true if the BPF file system rejected a name with a dot.
+
+  It does not look up such a name: stat(2) gets EPERM, too. Directories above the mount point can
+  have dots."
+  [{:keys [path file-type]}]
+  (and path (= -1 file-type) (boolean (re-find #"[^./]\.|\.[^./]" path))))
 
 (defn- without-bpf-lsm?
   "Returns true if the kernel is known to run without the BPF LSM."
@@ -225,6 +236,10 @@
               (str "this user cannot write to the directory of " path
                    ", or the directory is sticky, like the root of a "
                    "BPF file system, and " path " belongs to another user")))}
+   ;; bpf_lookup in kernel/bpf/inode.c rejects dots, which are reserved for future use.
+   {:row :dotted-name
+    :errno #{:EPERM} :op #{:open :pin! :unpin! :move-pin!} :when dotted? :error :invalid-value
+    :hint "use another name: the BPF file system rejects dots in the names of pins and directories"}
    ;; bpf(2) answers EACCES for every file that is not a pin, whatever its mode.
    {:row :opens-directory
     :errno #{:EPERM :EACCES} :op #{:open :unpin! :move-pin! :pins}

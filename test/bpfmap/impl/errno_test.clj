@@ -52,7 +52,7 @@
       1 {:op :create :release "5.11.0"} :permission "security module"
       1 {:op :pin! :path "/tmp/x" :bpffs false} :not-bpffs "/tmp/x is not on a BPF file system"
       2 {:op :pin! :path "/sys/fs/bpf/x" :bpffs false :directory true} :not-bpffs
-      "mount one with `mount -t bpf bpf DIRECTORY`"
+      "mount it with `mount -t bpf bpf /sys/fs/bpf`"
       2 {:op :pin! :path "/no/x" :bpffs false :directory false} :not-found
       "the directory of /no/x does not exist"
       13 {:op :open :path "/p"} :permission "the file mode of /p"
