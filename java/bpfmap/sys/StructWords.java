@@ -202,20 +202,14 @@ public final class StructWords {
         return fields[index];
     }
 
-    /** Returns the index of a name, which is compared by identity; negative if there is none. */
-    public int index(Object name) {
-        for (int i = 0; i < fields.length; i++) {
-            if (fields[i].name == name) {
-                return i;
+    /** Returns the field of a name, which is compared by identity; null if there is none. */
+    public Field field(Object name) {
+        for (Field field : fields) {
+            if (field.name == name) {
+                return field;
             }
         }
-        return -1;
-    }
-
-    /** Returns the field of a name; null if there is none. */
-    public Field field(Object name) {
-        int index = index(name);
-        return index < 0 ? null : fields[index];
+        return null;
     }
 
     /** Reads a struct; returns null if one of its unused bits is set. */

@@ -296,12 +296,12 @@
   "Returns the place of a metric's number in the values of a map, or nil.
 
   A histogram whose buckets are an array has its numbers there."
-  [{:keys [value]} sides array?]
+  [{:keys [value]} sides in-array]
   (let [found (if value
                 (place sides value)
                 (when-let [node (:value sides)]
                   {:side :value :keys [] :node node :get identity :path ["value"]}))]
-    (when (and found (not array?))
+    (when (and found (not in-array))
       (check-number found "a metric"))
     (when (= :key (:side found))
       (throw (refused (str "The field " (field-path/path-text (:path found))
@@ -326,21 +326,21 @@
     (when per-cpu? cpus)))
 
 (defn- label-readers
-  "Returns how labels are read: `{:names :readers :of-value?}`.
+  "Returns how labels are read: `{:names :readers :by-value}`.
 
-  `:of-value?` is true if one of them is a field of the value, so that it can change."
+  `:by-value` is true if one of them is a field of the value, so that it can change."
   [{:keys [labels as]} sides cpus context]
   (let [labels (sort-by first labels) ; the library sorts labels by name, too
         places (mapv (fn [[_ {:keys [field]}]] (place sides field)) labels)
         compiled (in-usage #(hints/compile (mapcat identity as) sides context))
-        of-value? (boolean (some #(= :value (:side %)) places))]
+        by-value (boolean (some #(= :value (:side %)) places))]
     (check-hints compiled places)
-    (when (and of-value? cpus (not (int? cpus)))
+    (when (and by-value cpus (not (int? cpus)))
       (throw (refused "Labels of a per-CPU map must be fields of the key"
                       "or select a CPU with :cpus")))
     {:names (mapv first labels)
      :readers (mapv (fn [place [_ label]] (label-reader place label compiled)) places labels)
-     :of-value? of-value?}))
+     :by-value by-value}))
 
 (defn- plan
   "Returns where a metric finds its numbers and labels in the entries of a map.
@@ -349,24 +349,24 @@
   |---------------|------------------------------------------------------------------------|
   | `:cpus`       | see [[per-cpu-of]]                                                     |
   | `:bucket`     | the place of the buckets of a histogram, or of their numbers           |
-  | `:array?`     | true if the buckets are an array of counts in the value                |
+  | `:in-array`   | true if the buckets are an array of counts in the value                |
   | `:bounds` `:index` | see [[layout]]                                                    |
   | `:value-of`   | a function of one value to the field with the number                   |
   | `:number-of`  | a function of one value to the number, or nil                          |
   | `:sum-of`     | a function of one value to the sum of a histogram, or nil              |
   | `:pick`       | a function of the values of all CPUs to that of the CPU in `:cpus`     |
-  | `:names` `:readers` `:of-value?` | see [[label-readers]]                               |
+  | `:names` `:readers` `:by-value` | see [[label-readers]]                                |
 
   Throws `:usage` if the metric does not fit the types."
   [{:keys [type] :as metric} {map-type :type :as spec} {:keys [picker] :as context}]
   (let [cpus (per-cpu-of metric map-type context)
         sides (hints/sides spec)
         bucket (when (= :histogram type) (bucket-place metric sides))
-        array? (= :array (get-in bucket [:node :kind]))
+        in-array (= :array (get-in bucket [:node :kind]))
         {:keys [bounds index]} (when bucket (layout metric (array-length bucket)))
-        {get-value :get node :node} (value-place metric sides array?)
+        {get-value :get node :node} (value-place metric sides in-array)
         {get-sum :get} (sum-place metric sides)]
-    (merge {:cpus cpus :bucket bucket :array? array? :bounds bounds :index index
+    (merge {:cpus cpus :bucket bucket :in-array in-array :bounds bounds :index index
             :value-of get-value
             :number-of (fn [x] (number-of (get-value x) (:values node)))
             :sum-of (when get-sum (fn [x] (number-of (get-sum x) nil)))
@@ -426,8 +426,8 @@
 
   It returns -1 if the number is the total, -2 if it is the sum, and `::invalid` for a key that has
   no number."
-  [{:keys [sum]} {:keys [bucket array? index]}]
-  (if (or (nil? bucket) array?)
+  [{:keys [sum]} {:keys [bucket in-array index]}]
+  (if (or (nil? bucket) in-array)
     (constantly -1)
     (let [{:keys [get node]} bucket]
       (fn [key]
@@ -489,15 +489,16 @@
 
 (defn- slot-adder
   "Returns a function that adds a value to the series of a slot, in reading n."
-  [{:keys [scale] :as metric} {:keys [cpus pick array? sum-of] :as plan} {:keys [tally] :as state}]
+  [{:keys [scale] :as metric} {:keys [cpus pick in-array sum-of] :as plan}
+   {:keys [tally] :as state}]
   (let [scale (double (or scale 1))
         number (of-cpus (:number-of plan) plan)
         sum (when sum-of (of-cpus sum-of plan))
         add-number (number-adder metric state)
-        add-counts (when array? (counts-adder metric plan))]
+        add-counts (when in-array (counts-adder metric plan))]
     (fn [^long n ^Slot slot value]
       (let [^Series s (.-series slot)]
-        (if array?
+        (if in-array
           (do
             (touch tally s n)
             (cond
@@ -513,14 +514,14 @@
   "Returns a function that adds the value of each CPU to a series of its own.
 
   The label `cpu` has its number."
-  [metric {:keys [names array? number-of] :as plan} {:keys [tally invalid] :as state}
+  [metric {:keys [names in-array number-of] :as plan} {:keys [tally invalid] :as state}
    {:keys [possible]}]
   (let [cpu-at (.indexOf ^List names "cpu")
         series-of (series-finder metric plan state)
         read-labels (labels-of plan)
         index-of (bucket-index metric plan)
         add-number (number-adder metric state)
-        add-counts (when array? (counts-adder metric plan))]
+        add-counts (when in-array (counts-adder metric plan))]
     (fn [^long n key value]
       (let [i (index-of key)]
         (when-let [^ArrayList label-values (read-labels key nil)]
@@ -529,7 +530,7 @@
                         (.add (int cpu-at) (str (nth possible cpu))))]
               (when-let [^Series s (series-of all)]
                 (cond
-                  array? (do (touch tally s n) (add-counts s (nth value cpu)))
+                  in-array (do (touch tally s n) (add-counts s (nth value cpu)))
                   (= ::invalid i) (vswap! invalid inc)
                   :else (add-number s n i (number-of (nth value cpu))))))))))))
 
@@ -609,7 +610,7 @@
 
 (defn- adder
   "Returns the function that adds an entry in reading n."
-  [metric {:keys [cpus bucket of-value? sum-of] :as plan} state accept?
+  [metric {:keys [cpus bucket by-value sum-of] :as plan} state accept?
    {:keys [key-out] :as context}]
   (cond
     (= :each cpus)
@@ -619,7 +620,7 @@
           (when (or (nil? accept?) (accept? key value))
             (add n key value)))))
 
-    of-value? (decoding-adder metric plan state accept? context)
+    by-value (decoding-adder metric plan state accept? context)
 
     :else
     (let [add (cached-adder metric plan state accept? context)]
