@@ -2,6 +2,7 @@
   "The rules of the house, read from the sources: layers, docstrings, reflection, loading, what
   the jar needs."
   (:require [bpfmap.fixture :as fixture]
+            [bpfmap.since :as since]
             [clojure.edn :as edn]
             [clojure.java.io :as io]
             [clojure.string :as str]
@@ -161,6 +162,16 @@
                        :let [waits (re-seq limited-wait (slurp file))]
                        :when (seq waits)]
                    [(str file) waits]))))))
+
+(deftest rows-of-tests
+  (testing "a row that a test asks for is one of bpfmap.since"
+    (let [rows (for [^File file (sources "test/bpfmap" ".clj")
+                     [row] (re-seq #"\[:(kernel|target|cookie|order) :[\w-]+\]" (slurp file))]
+                 [(str file) (edn/read-string row)])]
+      (is (< 50 (count rows)))
+      (doseq [[file row] rows]
+        (is (any? (since/since row)) file)))
+    (is (thrown-with-msg? Exception #"no such row" (since/since [:kernel (keyword "none-such")])))))
 
 (deftest edges-not-required
   (testing "no namespace below the edges requires an edge"

@@ -55,6 +55,7 @@
    :locks-in-structs spec/locks-in-structs-since
    :iterators-of-one-task "6.2"
    :iterators-of-cgroups "6.1"
+   :loops "5.17" ; the helper bpf_loop
    :sleeping-programs "5.14" ; of the type syscall, which can be run
    :callbacks "5.13" ; functions that are passed to helpers, and for_each_map_elem
    :verified-insns "5.16"
