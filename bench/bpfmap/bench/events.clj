@@ -39,7 +39,11 @@
 
 (def ^:private live-ring-size (bit-shift-left 1 20))
 
-(def ^:private live-rounds 9)
+(def ^:private live-rounds 21)
+
+(def ^:private live-warm-up-rounds
+  "Until a waiting reader is compiled again, it loses events to the compiler's two threads."
+  10)
 
 (def ^:private live-events 1000000)
 
@@ -331,7 +335,7 @@
               of-jvm #(live-round counts p producer
                                   (fn [] (.get (on consumer (fn [] (measured reduce-all r
                                                                             (->RawSum 0)))))))
-              _ (dotimes [_ 3] (of-jvm))
+              _ (dotimes [_ live-warm-up-rounds] (of-jvm))
               pairs (vec (repeatedly live-rounds #(vector (of-c) (of-jvm))))
               medians (fn [side] (into {} (for [k [:refused :time]]
                                             [k (report/median (map (comp k side) pairs))])))]
