@@ -204,7 +204,7 @@
                         :contents {0 {:ssthresh {:program "ssthresh"}
                                       :cong_avoid {:program "cong_avoid"}
                                       :undo_cwnd {:program "undo_cwnd"}
-                                      :flags 6 :name "own_cc"}}}
+                                      :flags 2 :name "own_cc"}}}
               "spare_cc" {:name "spare_cc" :type :struct-ops :struct-ops "tcp_congestion_ops"
                           :autoload false
                           :contents {0 {:ssthresh {:program "ssthresh"} :name "spare_cc"}}}}

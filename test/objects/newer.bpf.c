@@ -40,7 +40,7 @@ SEC(".struct_ops.link") struct tcp_congestion_ops own_cc = {
 	.ssthresh = (void *)ssthresh,
 	.cong_avoid = (void *)cong_avoid,
 	.undo_cwnd = (void *)undo_cwnd,
-	.flags = 6,
+	.flags = 2, /* TCP_CONG_NEEDS_ECN: others are newer */
 	.name = "own_cc",
 };
 
