@@ -1,5 +1,7 @@
 package bpfmap.sys;
 
+import java.lang.foreign.MemorySegment;
+import java.lang.ref.Reference;
 import java.util.List;
 import java.util.concurrent.atomic.AtomicBoolean;
 
@@ -143,6 +145,24 @@ public abstract class EventSource implements AutoCloseable {
      */
     public final Fd pollable() {
         return fd;
+    }
+
+    /**
+     * Passes on an event that was copied, and counts it.
+     *
+     * @return false to end the pass after this event
+     */
+    final boolean passOn(RawEvent event, MemorySegment copy, long from, long length,
+            Handler handler, AtomicBoolean halt) {
+        events++;
+        bytes += length;
+        try {
+            event.begin(copy.address() + from, length);
+            return handler.accept(event) && !halt.getOpaque();
+        } finally {
+            event.end();
+            Reference.reachabilityFence(copy);
+        }
     }
 
     @Override

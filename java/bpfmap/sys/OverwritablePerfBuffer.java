@@ -7,7 +7,6 @@ import java.lang.foreign.Arena;
 import java.lang.foreign.MemorySegment;
 import java.lang.foreign.ValueLayout;
 import java.lang.invoke.VarHandle;
-import java.lang.ref.Reference;
 import java.util.Arrays;
 import java.util.concurrent.atomic.AtomicBoolean;
 
@@ -184,16 +183,8 @@ public final class OverwritablePerfBuffer extends EventSource {
                     + " bytes and an event of " + Integer.toUnsignedString(payload));
             }
             n++;
-            events++;
-            bytes += payload;
-            try {
-                event.begin(copy.address() + at + BEFORE, payload);
-                if (!handler.accept(event) || halt.getOpaque()) {
-                    break;
-                }
-            } finally {
-                event.end();
-                Reference.reachabilityFence(copy);
+            if (!passOn(event, copy, at + BEFORE, payload, handler, halt)) {
+                break;
             }
         }
         return n;

@@ -3,7 +3,6 @@ package bpfmap.sys;
 import java.lang.foreign.Arena;
 import java.lang.foreign.MemorySegment;
 import java.lang.invoke.VarHandle;
-import java.lang.ref.Reference;
 import java.util.concurrent.atomic.AtomicBoolean;
 
 /**
@@ -153,17 +152,9 @@ public final class RingFollower extends EventSource {
                 discarded++;
                 continue;
             }
-            events++;
-            bytes += length;
             n++;
-            try {
-                event.begin(copy.address(), length);
-                if (!handler.accept(event) || halt.getOpaque()) {
-                    break;
-                }
-            } finally {
-                event.end();
-                Reference.reachabilityFence(copy);
+            if (!passOn(event, copy, 0, length, handler, halt)) {
+                break;
             }
         }
         return n;
