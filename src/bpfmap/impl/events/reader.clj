@@ -377,7 +377,7 @@
       (or (identical? ::none value)
           (.acceptStruct this value)))))
 
-;; Calls f with an event, and counts those that cannot be decoded.
+;; Calls f with an event, and counts the events that cannot be decoded.
 (deftype ^:private Each [^Decoder decoder f ^:unsynchronized-mutable ^long failed]
   Sink
   (result [_] failed)
