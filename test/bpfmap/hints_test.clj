@@ -261,7 +261,8 @@
    :perf-memory-denied
    (fn []
      (with-open [m (create {:type :perf-event-array :max-entries 1})]
-       (says (fixture/unprivileged ["CAP_BPF" "CAP_PERFMON"]
+       ;; CAP_SYS_ADMIN: for kernels of Debian
+       (says (fixture/unprivileged ["CAP_BPF" "CAP_PERFMON" "CAP_SYS_ADMIN"]
                                    #(refused (fn [] (events/reader m {:pages 0x8000}))))
              "CAP_IPC_LOCK")))
 

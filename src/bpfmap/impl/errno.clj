@@ -144,7 +144,9 @@
     :hint "the map was opened write-only; open it with {:access :read-write}"}
    {:row :perf-event-denied
     :errno #{:EPERM :EACCES} :when #(= :event (:perf %)) :error :permission
-    :hint (str "opening a perf event requires CAP_PERFMON, or CAP_SYS_ADMIN before Linux 5.8; a "
+    ;; the sysctl: a patch of Debian (security-perf-allow-further-restriction-of-perf_event_open)
+    :hint (str "opening a perf event requires CAP_PERFMON, or CAP_SYS_ADMIN before Linux 5.8 and "
+               "on kernels of Debian if the sysctl kernel.perf_event_paranoid is above 2; a "
                "seccomp filter, as of containers, may deny it too")}
    {:row :perf-memory-denied
     :errno #{:EPERM} :when #(= :memory (:perf %)) :error :permission

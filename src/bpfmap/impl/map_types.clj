@@ -362,6 +362,7 @@
    :rhash
    (merge hash-row
           {:number 35 :since "7.2" :key-size [1 65535] :max-entries [1 0x80000000] :lock true
+           :resizes true ; in the background, which hides entries from iterations
            :flags (into access (conj for-programs :no-prealloc)) :requires #{:no-prealloc}
            :extra "the number of entries to allocate at first" :most-extra 65535})})
 

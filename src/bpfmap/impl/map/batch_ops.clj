@@ -10,7 +10,8 @@
   (:import (bpfmap.impl.map.bpf_map BpfMap)
            (bpfmap.sys Bytes Codec)
            (clojure.lang ExceptionInfo IKVReduce IReduce IReduceInit Seqable)
-           (java.lang.foreign MemorySegment)))
+           (java.lang.foreign MemorySegment)
+           (java.util.concurrent.locks LockSupport)))
 
 (set! *warn-on-reflection* true)
 
@@ -200,6 +201,26 @@
 
 ;; --- draining
 
+(def ^:private most-passes
+  "How often a map is iterated at most to drain it while others add entries."
+  64)
+
+(defn- take-all
+  "Calls `(pass acc)`, which takes entries; `(taken)` returns how many were taken so far.
+
+  An iteration misses entries while the kernel resizes the map (`:resizes` of its type). Such a map
+  is iterated again until two passes, 2 ms apart, take nothing. A pass stops all with a `reduced`."
+  [^BpfMap m taken pass init]
+  (loop [acc init passes 1 idle 0]
+    (let [before (long (taken))
+          acc (pass acc)]
+      (cond
+        (or (reduced? acc) (not (:resizes (row m))) (= most-passes passes)) (unreduced acc)
+        (< before (long (taken))) (recur acc (inc passes) 0)
+        (= 1 idle) acc
+        :else (do (LockSupport/parkNanos 2000000)
+                  (recur acc (inc passes) 1))))))
+
 (defn- with-taken-in-error
   "Runs f.
   If f throws, adds the entries already removed from the map to the error."
@@ -222,17 +243,22 @@
         taken (volatile! (transient {}))]
     (with-taken-in-error m taken
       (fn []
-        (kernel.element/fold-chunks
-         (kernel.element/batch-reader (bpf-map/descriptor m) (.size ^Codec key-codec)
-                                      (.size ^Codec value-codec)
-                                      (assoc (bpf-map/reader-options m) :flags flags :delete true))
-         (kernel.element/entry-step key-codec value-codec
-                                    (fn [_ k v] (vswap! taken assoc! k v) nil))
-         nil
-         (fn [outcome first? _]
-           (if (and first? (kernel.element/no-batches? outcome))
-             (vreset! taken nil)
-             (throw (bpf-map/reader-failure m :drain! outcome nil)))))
+        (take-all
+         m #(count @taken)
+         (fn [_]
+           (kernel.element/fold-chunks
+            (kernel.element/batch-reader (bpf-map/descriptor m) (.size ^Codec key-codec)
+                                         (.size ^Codec value-codec)
+                                         (assoc (bpf-map/reader-options m)
+                                                :flags flags :delete true))
+            (kernel.element/entry-step key-codec value-codec
+                                       (fn [_ k v] (vswap! taken assoc! k v) nil))
+            nil
+            (fn [outcome first? _]
+              (if (and first? (kernel.element/no-batches? outcome))
+                (vreset! taken nil)
+                (throw (bpf-map/reader-failure m :drain! outcome nil))))))
+         nil)
         (some-> @taken persistent!)))))
 
 (defn- drain-each
@@ -254,13 +280,17 @@
             acc
             (let [acc (step acc nil v nil)]
               (if (reduced? acc) (unreduced acc) (recur acc (dec n)))))))
-      (bpf-map/fold m op
-                    (kernel.element/key-step
-                     key-codec
-                     (fn [acc k raw]
-                       (let [v (take-out kernel.element/raw-key-codec raw)]
-                         (if (identical? ::gone v) acc (step acc k v raw)))))
-                    init nil))))
+      (let [taken (volatile! 0)
+            key-step (kernel.element/key-step
+                      key-codec
+                      (fn [acc k raw]
+                        (let [v (take-out kernel.element/raw-key-codec raw)]
+                          (if (identical? ::gone v)
+                            acc
+                            (let [acc (do (vswap! taken inc) (step acc k v raw))]
+                              ;; the fold removes one reduced
+                              (if (reduced? acc) (reduced acc) acc))))))]
+        (take-all m #(deref taken) #(bpf-map/fold m op key-step % nil) init)))))
 
 (defn- add-taken
   "Adds an entry to the taken ones.
