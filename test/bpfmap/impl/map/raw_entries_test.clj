@@ -4,7 +4,7 @@
   (:require [bpfmap.bytes :as bytes]
             [bpfmap.core :as bpf]
             [bpfmap.feature :as feature]
-            [bpfmap.fixture :refer [kernel-test]]
+            [bpfmap.fixture :as fixture :refer [kernel-test]]
             [bpfmap.impl.map.raw-entries :as raw-entries]
             [bpfmap.type :as type]
             [bpfmap.types :as types]
@@ -180,7 +180,7 @@
 (kernel-test any-types-keep-entries
   (testing "operations under any types keep every raw entry"
     (let [small (gen/such-that #(< 0 (long (type/size %)) 300) types/any-type 200)]
-      (dotimes [seed 60]
+      (dotimes [seed (fixture/trials 60)]
         (let [key-type (gen/generate small 20 seed)
               value-type (gen/generate small 20 (+ 1000 seed))]
           (is (nil? (holds-under (first hash-kinds) key-type value-type seed))
