@@ -202,12 +202,13 @@
 ;; --- draining
 
 (def ^:private most-passes
-  "How often a map is iterated at most to drain it while others add entries."
+  "The largest number of iterations that drain a map while others add entries."
   64)
 
 (defn- take-all
-  "Calls `(pass acc)`, which takes entries; `(taken)` returns how many were taken so far.
+  "Calls `(pass acc)`, which takes entries and returns acc, until all are taken.
 
+  `(taken)` returns how many were taken so far.
   An iteration misses entries while the kernel resizes the map (`:resizes` of its type). Such a map
   is iterated again until two passes, 2 ms apart, take nothing. A pass stops all with a `reduced`."
   [^BpfMap m taken pass init]

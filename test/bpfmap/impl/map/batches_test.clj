@@ -143,7 +143,9 @@
     (loop [taken {:sizes [] :entries []} idle 0]
       (let [{:keys [sizes entries]} (chunks m size {:delete true})]
         (cond
-          (seq entries) (recur (-> taken (update :sizes into sizes) (update :entries into entries)) 0)
+          (seq entries) (recur (-> taken (update :sizes into sizes)
+                                   (update :entries into entries))
+                               0)
           (< idle 5) (do (Thread/sleep 5) (recur taken (inc idle)))
           :else taken)))
     (chunks m size {:delete true})))
