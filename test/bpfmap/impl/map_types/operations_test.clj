@@ -214,7 +214,7 @@
                            {:program {}} {1 2}
                            (sorted-map "a" 1) #{} (Object.) (byte-array 3) identity m]]
                   (doseq [op map-types/operations
-                          ;; slow machines take some for each type and operation, others for the next
+                          ;; slow machines take some for each type and operation, in turns
                           :let [odd (take (fixture/trials (count odd))
                                           (drop (mod (hash [(:spec use) op]) (count odd))
                                                 (cycle odd)))]
