@@ -1,6 +1,7 @@
 (ns ^:no-doc bpfmap.cli.interactive
   "Runs a command until a signal ends it, and draws its state."
-  (:require [bpfmap.cli.terminal :as terminal])
+  (:require [bpfmap.cli.terminal :as terminal]
+            [bpfmap.exec.progress :as progress])
   (:import (java.io Closeable)
            (java.lang ProcessHandle)
            (java.util List)
@@ -74,6 +75,7 @@
         redraw (fn [] (locking lock (draw @screen (frame @shown (size @screen)))))
         listener (delay (when on-key (keys-to #(when (on-key %) (redraw)))))
         show (fn [state]
+               (progress/end)
                (when @screen
                  (vreset! shown state)
                  (redraw)
@@ -96,9 +98,12 @@
   screen, the key q delivers `stop` too, and `on-key` is called with each other key: it returns true
   if the state has to be drawn again.
 
-      (run (fn [stop show] (deref stop 1000 nil)) nil false) ;=> {:result nil, :signal nil, :height nil}"
-  ([f frame drawn?] (run f frame drawn? nil))
-  ([f frame drawn? on-key]
+  The progress of the command `name` is shown until the first state is drawn, or always if the
+  output is not a terminal.
+
+      (run \"top\" (fn [stop show] (deref stop 1000 nil)) nil false) ;=> {:result nil, :signal nil, :height nil}"
+  ([name f frame drawn?] (run name f frame drawn? nil))
+  ([name f frame drawn? on-key]
    (let [stop (promise)
          stopping (into {} (map (fn [name] [name #(deliver stop name)])) (keys numbers))
          key-pressed (fn [key]
@@ -109,9 +114,13 @@
       stopping
       (fn []
         (let [[result height] (if drawn?
-                                (on-screen #(f stop %) frame (when on-key key-pressed))
-                                [(terminal/until-closed #(deliver stop "PIPE")
-                                                        #(f stop nil))])
+                                (on-screen (fn [show]
+                                             (terminal/with-progress name #(f stop show)))
+                                           frame (when on-key key-pressed))
+                                [(terminal/until-closed
+                                  #(deliver stop "PIPE")
+                                  (fn []
+                                    (terminal/with-printing-progress name #(f stop nil))))])
               ended (deref stop 0 nil)]
           {:result result :signal (when (string? ended) ended) :height height}))))))
 

@@ -8,6 +8,7 @@
             [bpfmap.exec.fields :as fields]
             [bpfmap.exec.output :as output]
             [bpfmap.exec.programs :as programs]
+            [bpfmap.exec.progress :as progress]
             [bpfmap.exec.query :as query]
             [bpfmap.exec.tail :as exec.tail]
             [bpfmap.exec.top :as exec.top]
@@ -121,7 +122,8 @@
         lines-of (frame-lines options)
         last-frame (volatile! nil)
         {:keys [signal result height]}
-        (interactive/run (fn [stop show]
+        (interactive/run "watch"
+                         (fn [stop show]
                            (let [frames (eduction (map #(vreset! last-frame %))
                                                   (exec.watch/watch options stop))]
                              (cond
@@ -216,7 +218,7 @@
 
   `(frames options stop)` returns the frames. On a terminal, they have all rows, since keys choose
   the order."
-  [frames options {:keys [format]} {:keys [columns] :as table}]
+  [frames options {:keys [format]} {:keys [name columns] :as table}]
   (let [drawn? (and (nil? format) (interactive/terminal?))
         sorting (volatile! (:sort options))
         lines-of (top-lines table options sorting)
@@ -224,7 +226,8 @@
                  (let [before @sorting]
                    (not= before (vreset! sorting (moved columns before key)))))
         {:keys [signal result height]}
-        (interactive/run (fn [stop show]
+        (interactive/run name
+                         (fn [stop show]
                            (let [frames (frames (cond-> options drawn? (dissoc :sort :limit))
                                                 stop)]
                              (cond
@@ -273,7 +276,7 @@
   "Shows the run times of programs until `:seconds`, `:rounds` or Ctrl-C."
   [options request]
   (run-top programs/top (update options :sort #(or % (query/column "-cpu-percent"))) request
-           {:titles #(program-titles % options) :columns program-columns
+           {:name "prog top" :titles #(program-titles % options) :columns program-columns
             :arranged programs/arranged :lively ran? :printed ran?}))
 
 ;; --- top
@@ -304,7 +307,7 @@
   "Shows the maps of the host until `:seconds`, `:rounds` or Ctrl-C."
   [options request]
   (run-top exec.top/top options request
-           {:titles #(map-titles % options) :columns map-columns :usual "change"
+           {:name "top" :titles #(map-titles % options) :columns map-columns :usual "change"
             :arranged exec.top/arranged :lively changes? :printed any?}))
 
 ;; --- tail
@@ -380,7 +383,7 @@
   "Prints events until `:limit`, `:seconds`, the end of the map, or Ctrl-C.
 
   Also ends if the reader of the output closes the pipe. Returns `{:notes :exit :count :map}`."
-  [options format]
+  [name options format]
   (let [state (atom {:signal nil :reader nil})
         close #(some-> ^Closeable (:reader @state) .close)
         stop (fn [name] #(do (swap! state assoc :signal name) (close)))
@@ -391,13 +394,15 @@
                    (close)))
         rows (exec.tail/tail options opened)
         {:keys [about]} (meta rows)
-        counted (eduction (counting counts about (nil? format)) rows)
-        width (terminal/width)]
+        count-event (progress/counter "events")
+        counted (eduction (map (fn [row] (count-event) row))
+                          (counting counts about (nil? format)) rows)
+        width (terminal/width)
+        print-rows #(output/print-result nil (views/events counted about width) format width)]
     (interactive/handling
      (into {} (map (fn [name] [name (stop name)])) (keys interactive/numbers))
-     #(terminal/until-closed
-       (stop "PIPE")
-       (fn [] (output/print-result nil (views/events counted about width) format width))))
+     #(terminal/until-closed (stop "PIPE")
+        (fn [] (terminal/with-printing-progress name print-rows))))
     (let [{:keys [events status] :as counts} @counts
           {:keys [signal]} @state]
       {:count events
@@ -408,7 +413,7 @@
 (defn tail
   "Prints the events of a map until `:limit`, `:seconds`, its end, or Ctrl-C."
   [options {:keys [format]}]
-  (let [{:keys [count notes exit]} (print-events options format)]
+  (let [{:keys [count notes exit]} (print-events "tail" options format)]
     {:as-text true
      :closing [(output/plural count "event" "events")]
      :notes notes
@@ -481,7 +486,7 @@
 (defn- demo-events
   "Prints the events of this host for some seconds, or until Ctrl-C."
   [seconds format]
-  (let [{:keys [count map notes exit]} (demo/with-events seconds #(print-events % format))]
+  (let [{:keys [count map notes exit]} (demo/with-events seconds #(print-events "demo" % format))]
     {:as-text true
      :notes notes
      :closing [(str (output/plural count "event" "events") " of this host") (end-text map)]
@@ -499,5 +504,5 @@
     (demo-events seconds format)
     (let [drawn? (and (nil? format) (interactive/terminal?))
           {:keys [result signal height]}
-          (interactive/run #(demo/observe seconds %1 %2) frame drawn?)]
+          (interactive/run "demo" #(demo/observe seconds %1 %2) frame drawn?)]
       (view result signal height))))

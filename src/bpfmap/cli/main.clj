@@ -54,9 +54,7 @@
   [{:keys [name view]} value options format]
   (let [print-it #(output/print-result value ((requiring-resolve view) value options) format
                                        (terminal/width))]
-    (if (terminal/terminal? :out)
-      (print-it)
-      (terminal/with-progress name print-it))))
+    (terminal/with-printing-progress name print-it)))
 
 (defn- perform
   "Runs a request, prints its result and returns the exit code."

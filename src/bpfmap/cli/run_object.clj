@@ -3,6 +3,7 @@
   (:require [bpfmap.cli.interactive :as interactive]
             [bpfmap.cli.terminal :as terminal]
             [bpfmap.exec.output :as output]
+            [bpfmap.exec.progress :as progress]
             [bpfmap.exec.run :as run]
             [bpfmap.exec.tail :as tail]
             [bpfmap.exec.views :as views]))
@@ -94,6 +95,7 @@
   (let [screen? (and (nil? format) (interactive/terminal?))
         {:keys [signal result height]}
         (interactive/run
+         "run"
          (fn [stop show]
            (let [rows (run/run options stop)
                  print-row (printing)]
@@ -102,7 +104,9 @@
                (reduce (fn [_ row]
                          (if (and screen? (drawn? row))
                            (do (show row) row)
-                           (do (print-row row) nil)))
+                           (do (when screen? (progress/end))
+                               (print-row row)
+                               nil)))
                        nil rows))))
          screen-lines
          screen?)]

@@ -8,7 +8,7 @@
             [bpfmap.impl.kernel.events :as events]
             [clojure.string :as str])
   (:import (clojure.lang ExceptionInfo)
-           (java.io BufferedReader InputStreamReader)))
+           (java.io BufferedReader InputStreamReader Writer)))
 
 (set! *warn-on-reflection* true)
 
@@ -91,44 +91,87 @@
 (def ^:private quiet-millis "Milliseconds before a command shows its progress." 1000)
 (def ^:private frame-millis 250)
 
+(defn- line-below
+  "Returns a line that stands below what is written, as `{:writer :show :erase}`.
+
+  Text for `writer` goes to `out` and erases the line first. `show` replaces the line, unless the
+  last line of text has no end yet."
+  [^Writer out]
+  (let [lock (Object.)
+        start "\r\u001b[K"
+        state (volatile! {:shown false :ended true})
+        erase (fn []
+                (locking lock
+                  (when (:shown @state)
+                    (.write out ^String start)
+                    (.flush out)
+                    (vswap! state assoc :shown false))))
+        write (fn [^String text]
+                (when (seq text)
+                  (locking lock
+                    (erase)
+                    (.write out text)
+                    (vswap! state assoc :ended (str/ends-with? text "\n")))))]
+    {:writer (proxy [Writer] []
+               (write
+                 ([x] (write (cond (string? x) x
+                                   (int? x) (str (char x))
+                                   :else (String. ^chars x))))
+                 ([x offset length]
+                  (write (if (string? x)
+                           (subs x offset (+ (long offset) (long length)))
+                           (String. ^chars x (int offset) (int length))))))
+               (flush [] (locking lock (.flush out)))
+               (close [] (.close out)))
+     :show (fn [text]
+             (locking lock
+               (when (:ended @state)
+                 (.write out (str start text))
+                 (.flush out)
+                 (vswap! state assoc :shown true))))
+     :erase erase}))
+
 (defn- show-progress
   "Shows the progress repeatedly until `done` is delivered, then erases it."
-  [what state done]
-  (let [begun (System/nanoTime)
-        clear "\r\u001b[K"]
-    (when (= ::not-yet (deref done quiet-millis ::not-yet))
-      (loop []
+  [what state done {:keys [show erase]}]
+  (let [begun (System/nanoTime)]
+    (loop [wait (long quiet-millis)]
+      (when (= ::not-yet (deref done wait ::not-yet))
         (let [seconds (quot (- (System/nanoTime) begun) 1000000000)
               [counted n] @state]
-          (binding [*out* *err*]
-            (print (str clear (escape/escape what) ": " (when n (str n " " counted ", ")) seconds
-                        " s"))
-            (flush))
-          (when (= ::not-yet (deref done frame-millis ::not-yet))
-            (recur))))
-      (binding [*out* *err*]
-        (print clear)
-        (flush)))))
+          (show (str (escape/escape what) ": " (when n (str n " " counted ", ")) seconds " s"))
+          (recur (long frame-millis)))))
+    (erase)))
 
 (defn with-progress
   "Calls f and shows its progress on standard error.
 
-  Only on a terminal, and only after one second."
+  Only on a terminal, and only after one second. What f writes to *err* stands above the progress."
   [what f]
   (if-not (terminal? :err)
     (f)
     (let [state (atom nil)
           done (promise)
-          show (bound-fn [] (show-progress what state done))
-          shower (doto (Thread. ^Runnable show)
+          line (line-below *err*)
+          shower (doto (Thread. ^Runnable #(show-progress what state done line))
                    (.setDaemon true)
-                   (.start))]
+                   (.start))
+          end (fn []
+                (deliver done true)
+                (try
+                  (.join shower)
+                  (catch InterruptedException _
+                    (.interrupt (Thread/currentThread)))))]
       (try
-        (binding [progress/*report* (fn [counted n] (reset! state [counted n]))]
+        (binding [progress/*report* (fn [counted n] (reset! state [counted n]))
+                  progress/*end* end
+                  *err* (:writer line)]
           (f))
-        (finally
-          (deliver done true)
-          (try
-            (.join shower)
-            (catch InterruptedException _
-              (.interrupt (Thread/currentThread)))))))))
+        (finally (end))))))
+
+(defn with-printing-progress
+  "Calls f, which prints to standard output; see [[with-progress]].
+
+  Shows no progress if the output is a terminal, because it would stand in it."
+  [what f]
+  (if (terminal? :out) (f) (with-progress what f)))

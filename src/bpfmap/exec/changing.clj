@@ -245,7 +245,7 @@
 
 (defn- delete-all [m]
   (if (:pop! (ops-of m))
-    (bpf/drain-into! m (fn [n _] (inc (long n))) 0)
+    (bpf/drain-into! m ((progress/counting "entries") (fn [n _] (inc (long n)))) 0)
     (transduce (comp (progress/counting "entries") (partition-all keys-at-a-time))
                (completing (fn [n ks] (+ (long n) (long (bpf/delete-all! m ks)))))
                0 (all-keys m))))

@@ -89,7 +89,7 @@
 
   Returns `{:forms [line form] pairs :wrong row}`. What follows a form that cannot be read cannot be
   told apart."
-  [^LineNumberingPushbackReader reader in-vector?]
+  [^LineNumberingPushbackReader reader in-vector? count-entry]
   (loop [forms (transient [])]
     (let [c (skip-blanks reader)
           line (.getLineNumber reader)
@@ -108,7 +108,8 @@
             (instance? Throwable form)
             (ended (str/replace (:bpfmap/problem (ex-data form) (ex-message form))
                                 #"^java\.lang\.\w+: " ""))
-            :else (recur (conj! forms [line form]))))))))
+            :else (do (count-entry)
+                      (recur (conj! forms [line form])))))))))
 
 (defn- edn-rows [text]
   ;; Throws for text that is nested too deep, or has too long a name.
@@ -116,8 +117,9 @@
   (let [reader (LineNumberingPushbackReader. (StringReader. text))
         starts? (= (int \[) (skip-blanks reader))
         line (.getLineNumber reader)
-        {:keys [forms wrong]} (when starts? (.read reader) (read-edn reader true))
-        {more :forms then-wrong :wrong} (when-not wrong (read-edn reader false))
+        count-entry (progress/counter "entries read")
+        {:keys [forms wrong]} (when starts? (.read reader) (read-edn reader true count-entry))
+        {more :forms then-wrong :wrong} (when-not wrong (read-edn reader false count-entry))
         one? (and starts? (empty? more))]
     (concat (cond
               one? (rows-of-vector line forms)
@@ -155,6 +157,7 @@
   An element is `{:line :text}`, or has a `:problem` if it is not a value."
   [^String text]
   (let [n (count text)
+        count-entry (progress/counter "entries read")
         stray (fn [c state]
                 (cond
                   (or (= \, c) (and (= \] c) (= :value state))) "there is a comma too many"
@@ -179,6 +182,7 @@
           :else
           (let [end (json-end text i)
                 part (subs text i end)]
+            (count-entry)
             (recur end
                    (+ line (count (filter #{\newline} part)))
                    (if (contains? #{:first :value} state) :next :rows)
@@ -268,7 +272,8 @@
 
   If a quote is wrong, the last pair has an exception instead of the cells."
   [text]
-  (let [newlines (fn [cells] (reduce + 1 (map #(count (filter #{\newline} %)) cells)))]
+  (let [count-entry (progress/counter "entries read")
+        newlines (fn [cells] (reduce + 1 (map #(count (filter #{\newline} %)) cells)))]
     (loop [records (try (seq ((requiring-resolve 'clojure.data.csv/read-csv) text))
                         (catch Exception e e))
            line 1
@@ -277,6 +282,7 @@
         (nil? records) (persistent! found)
         (instance? Exception records) (persistent! (conj! found [line records]))
         :else (let [cells (first records)]
+                (count-entry)
                 (recur (try (next records) (catch Exception e e))
                        (+ line (long (newlines cells)))
                        (conj! found [line cells])))))))
@@ -394,7 +400,7 @@
                            e))))
         check (checker m options)
         all (into [] (comp (map #(converted (bpf/spec m) keep check %))
-                           (progress/counting "entries read"))
+                           (progress/counting "entries checked"))
                   found)]
     (refuse-problems file all)
     all))

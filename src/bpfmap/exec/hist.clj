@@ -62,8 +62,10 @@
 (defn- log2-slot
   "Returns the slot of a value, as libbpf-tools count it; -1 for a negative one."
   [x]
-  (let [x (bigint x)]
-    (cond (neg? x) -1 (<= x 1) 0 :else (dec (.bitLength (biginteger x))))))
+  (cond
+    (neg? x) -1
+    (int? x) (max 0 (- 63 (Long/numberOfLeadingZeros (long x))))
+    :else (dec (.bitLength (biginteger x)))))
 
 (defn- histogram
   "Returns the histogram of slot numbers with counts.
@@ -121,7 +123,7 @@
 (defn- of-fields
   "Returns the histogram of the values of a field."
   [{:keys [field linear title]} rows]
-  (let [values (mapcat #(query/values-at % field) rows)
+  (let [values (mapcat (query/getter field) rows)
         slot (if linear #(Math/floorDiv (long %) (long linear)) log2-slot)
         kind (if linear :linear :log2)]
     (when-let [odd (first (remove integer? values))]
@@ -139,11 +141,11 @@
 (defn- of-arrays
   "Returns a histogram for each entry whose value has an array of slots."
   [options path rows]
-  (let [ends (checked-ends options)]
+  (let [ends (checked-ends options)
+        counts-in (query/getter (cons "value" path))]
     (for [{:keys [key value]} rows]
       (histogram key (if (:linear options) :linear :log2) ends
-                 (into {} (map-indexed vector)
-                       (query/values-at {:value value} (cons "value" path)))))))
+                 (into {} (map-indexed vector) (counts-in {:value value}))))))
 
 (defn- of-keys
   "Returns histograms of entries whose keys contain the number of a slot.
@@ -151,7 +153,7 @@
   There is one for each value of the other fields of the keys."
   [{:keys [bucket] :as options} rows]
   (let [ends (checked-ends options)
-        slot (if bucket #(first (query/values-at {:key (:key %)} bucket)) :key)
+        slot (if bucket (comp first (query/getter bucket) #(select-keys % [:key])) :key)
         without (fn [{:keys [key]}]
                   (when bucket (not-empty (dissoc key (keyword (peek (vec bucket)))))))]
     (for [[title rows] (group-by without rows)]

@@ -10,6 +10,16 @@
   far."
   nil)
 
+(def ^:dynamic *end* "The function that ends the display of progress, or nil." nil)
+
+(defn end
+  "Ends the display of progress, before a command draws on the terminal itself.
+
+      (end) ;=> nil"
+  []
+  (when-let [f *end*] (f))
+  nil)
+
 (def ^:private ^:const every "Rows between two reports." 4096)
 
 (defn counting
@@ -30,14 +40,16 @@
     (map identity)))
 
 (defn counter
-  "Returns a function that reports how often it was called, each time.
+  "Returns a function that adds items, 1 by default, and reports their number.
 
   For items of which each can take long.
 
       ((counter \"maps\")) ;=> nil"
   [what]
   (let [report (or *report* (fn [_ _]))
-        n (volatile! 0)]
-    (fn []
-      (report what (vswap! n inc))
-      nil)))
+        sum (volatile! 0)]
+    (fn add
+      ([] (add 1))
+      ([n]
+       (report what (vswap! sum + n))
+       nil))))

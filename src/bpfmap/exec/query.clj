@@ -94,10 +94,12 @@
       (seq x) (mapcat #(follow % nil) x)
       :else [nil])))
 
-(defn- getter
+(defn getter
   "Returns a function from a row to all its values at a path.
 
-  See [[values-at]]."
+  Faster than [[values-at]] for many rows.
+
+      ((getter [\"packets\"]) {:key 7 :value {:packets 3}}) ;=> (3)"
   [path]
   (let [ways (ways path (:exact (meta path)))]
     (fn [row]

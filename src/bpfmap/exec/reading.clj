@@ -137,7 +137,7 @@
       (next-keys m)
 
       (listed-by-iterator (:type (bpf/spec m)))
-      (mapv (fn [[k v]] {:key k :value v})
+      (into [] (comp (map (fn [[k v]] {:key k :value v})) (progress/counting "entries"))
             ((requiring-resolve 'bpfmap.impl.host.local-storage/entries) m))
 
       :else

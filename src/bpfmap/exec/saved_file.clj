@@ -246,15 +246,18 @@
 
   Throws IOException if the file grew."
   ^Reader [^Reader below ^long most]
-  (let [left (volatile! most)]
+  (let [left (volatile! most)
+        add (progress/counter "characters read")]
     (proxy [FilterReader] [below]
       (read
         ([] (throw (UnsupportedOperationException.)))
         ([chars offset length]
          (let [n (.read below ^chars chars (int offset) (int length))]
            ;; A character has one byte or more.
-           (when (and (pos? n) (neg? (long (vswap! left - n))))
-             (throw (IOException. "it grew while it was read")))
+           (when (pos? n)
+             (add n)
+             (when (neg? (long (vswap! left - n)))
+               (throw (IOException. "it grew while it was read"))))
            n))))))
 
 (defn- text-reader

@@ -30,6 +30,7 @@
             [bpfmap.exec.arguments :as arguments]
             [bpfmap.exec.fields :as fields]
             [bpfmap.exec.input :as input]
+            [bpfmap.exec.progress :as progress]
             [bpfmap.exec.query :as query]
             [bpfmap.exec.shown :as shown]
             [bpfmap.impl.map.raw-entries :as raw-entries]
@@ -218,7 +219,8 @@
               same-map? (= id (:id about))
               types (if same-map? types (types-of m options))
               before (when same-map? before)
-              entries (raw-entries/snapshot (raw-entries/entries m))
+              entries (raw-entries/snapshot (eduction (progress/counting "entries")
+                                                     (raw-entries/entries m)))
               counted (volatile! {})
               count-change (fn [{:keys [change] :as row}]
                              (when change (vswap! counted update change (fnil inc 0)))

@@ -122,7 +122,17 @@
                         " --stream --json > /dev/null; echo ended $?"))
         (wait-for (line? #"^dump: \d+ entries, \d+ s$"))
         (is (not-any? #(re-find #"^dump:" %) (wait-for (line? #"^ended 0")))
-            "and wipes it away")))))
+            "and wipes it away")
+        (clear)
+        (type-line (str "$bpfmap dump " (:id (bpf/info m)) " > /dev/null; echo ended $?"))
+        (wait-for (line? #"^dump: \d+ s$")) ; while it prints
+        (is (some #{"1000000 entries"} (wait-for (line? #"^ended 0")))
+            "before a note is printed")
+        (clear)
+        (type-line (str "$bpfmap top --once --interval 2 --json > /dev/null; echo ended $?"))
+        (wait-for (line? #"^top: \d+ s$"))
+        (is (not-any? #(re-find #"^top:" %) (wait-for (line? #"^ended 0")))
+            "live commands whose output goes elsewhere")))))
 
 ;; --- live tables
 
