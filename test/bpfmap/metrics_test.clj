@@ -192,6 +192,9 @@
               [[{:labels {:src :src} :as {:src :ipv4}} {{"src" "10.0.0.1"} 3.0, {"src" "10.0.0.2"} 4.0}]
                [{} {{} 7.0}]
                [{:value :bytes :scale 1/100} {{} 7.0}]
+               [{:value :bytes :scale 1e-3} {{} 0.7}]
+               [{:labels {:port :port} :value :packets :scale 3} {{"port" "53"} 3.0, {"port" "80"} 6.0
+                                                                  {"port" "443"} 12.0}]
                [{:where ["port<100"]} {{} 3.0}]
                [{:where ["port<100" "packets>1"] :labels {:p :port}} {{"p" "80"} 2.0}]
                [{:labels {:op {:field :op :names {0 "read" 1 "write"}}}}
@@ -314,6 +317,8 @@
                 [[{:last 3 :sum 4} [[1.0 2.0] [3.0 2.0] [7.0 5.0] [15.0 5.0] [##Inf 5.0]] 1000.0]
                  [{:last 3 :sum 4 :slots :exp2 :scale 1e-6}
                   [[1e-6 2.0] [2e-6 2.0] [4e-6 5.0] [8e-6 5.0] [##Inf 5.0]] 1e-3]
+                 [{:last 3 :sum 4 :scale 1e-6}
+                  [[1e-6 2.0] [3e-6 2.0] [7e-6 5.0] [1.5e-5 5.0] [##Inf 5.0]] 1e-3]
                  [{:last 2 :sum 4 :slots :exp2zero} 
                   [[0.0 2.0] [1.0 2.0] [2.0 5.0] [##Inf 5.0]] 1000.0]
                  [{:last 2 :sum 4 :slots :bcc} [[0.0 2.0] [1.0 2.0] [3.0 5.0] [##Inf 5.0]] 1000.0]

@@ -68,7 +68,7 @@
         (output/print-result nil ((runner command) checked request) format (terminal/width))
         (print-value command (terminal/confirmed work checked) checked format)))
     (catch ExceptionInfo e
-      (throw (command-line/in-words e)))))
+      (throw (command-line/in-words e (:name command))))))
 
 (defn run
   "Runs a command line, given as words, and returns the exit code.

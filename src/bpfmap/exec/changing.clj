@@ -202,7 +202,8 @@
       (take-entry {:ref {:name \"counts\"} :key 7}) ;=> {:key 7, :value 42}"
   [options]
   (input/call-typed options :read-write [:key]
-    (fn [m {:keys [key]} _]
+    (fn [m {:keys [key] :as typed} _]
+      (input/check-key m "take" typed)
       (confirm/check m options "Take an entry out of it?")
       (let [pops? (:pop! (ops-of m))
             v (if pops? (bpf/pop! m ::none) (bpf/take! m key ::none))]

@@ -761,6 +761,19 @@
            keep-open)
         (finally (run! #(.close ^Closeable %) @opened))))))
 
+(defn check-key
+  "Throws `:usage` if a key is missing, or given for a map without keys.
+
+      (check-key m \"take\" {:key 7})"
+  [m command {:keys [key] :as typed}]
+  (let [{:keys [ops]} (row-of m)]
+    (cond
+      (and (some? key) (:pop! ops))
+      (throw (arguments/refused command :key key "cannot be used with a map that has no keys"))
+
+      (and (not (contains? typed :key)) (some ops [:lookup :might-contain?]))
+      (throw (arguments/missing-option command :key)))))
+
 ;; --- maps whose entries can be read
 
 (def ^:private instead

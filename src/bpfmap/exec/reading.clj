@@ -331,7 +331,8 @@
       (get-entry {:ref {:name \"counts\"} :key 7}) ;=> {:key 7, :value 42}"
   [{:keys [cpus] :as options}]
   (input/call-typed options :read-only [:key]
-    (fn [m {:keys [key]} _]
+    (fn [m {:keys [key] :as typed} _]
+      (input/check-key m "get" typed)
       (let [{:keys [ops per-cpu]} (input/row-of m)
             show (:row (shown/shower options (bpf/spec m) m) identity)
             found (fn [v] (when-not (= ::none v) v))]

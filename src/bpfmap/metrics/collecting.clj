@@ -10,7 +10,8 @@
             [clojure.string :as str])
   (:import (bpfmap.metrics.metric Series)
            (clojure.lang ExceptionInfo)
-           (java.io Closeable)))
+           (java.io Closeable)
+           (java.util.function DoubleUnaryOperator)))
 
 (set! *warn-on-reflection* true)
 
@@ -130,18 +131,18 @@
 
 ;; --- as data
 
-(defn- histogram-data [{:keys [^doubles bounds has-sum]} ^Series s]
+(defn- histogram-data [{:keys [^doubles bounds has-sum ^DoubleUnaryOperator scale]} ^Series s]
   (let [^doubles counts (.-counts s)]
     (cond-> {:count (long (reduce + counts))
              :buckets (mapv vector (conj (vec bounds) ##Inf) (reductions + (map long counts)))}
-      has-sum (assoc :sum (.sum s)))))
+      has-sum (assoc :sum (.applyAsDouble scale (.sum s))))))
 
 (defn data
   "Returns a family as data: `{:name :type :help :samples}`.
 
   A sample is `{:labels :value}`, or for a histogram `{:labels :count :buckets :sum}` with
   cumulative counts by upper bound."
-  [{:keys [type label-names series rows] :as family}]
+  [{:keys [type label-names series rows ^DoubleUnaryOperator scale] :as family}]
   (let [labels #(into (sorted-map) (zipmap label-names %))]
     (assoc (select-keys family [:name :type :help])
            :samples (if series
@@ -149,7 +150,7 @@
                               (merge {:labels (labels (.-values s))}
                                      (if (= :histogram type)
                                        (histogram-data family s)
-                                       {:value (.total s)})))
+                                       {:value (.applyAsDouble scale (.total s))})))
                             series)
                       (mapv (fn [[values x]] {:labels (labels values) :value x}) rows)))))
 

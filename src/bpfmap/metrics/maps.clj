@@ -137,12 +137,13 @@
 
 (defn- family
   "Returns the family of a compiled metric after a reading."
-  [{:keys [metric label-names bounds has-sum dropped invalid] :as compiled} n entries]
+  [{:keys [metric label-names bounds has-sum scale dropped invalid] :as compiled} n entries]
   (assoc (select-keys metric [:name :type :form])
          :help (or (:help metric) (str "From the map " (ref-text (:map metric)) "."))
          :label-names label-names :bounds bounds
          :schema (if (some metric [:linear :bounds]) 5 0)
          :has-sum has-sum
+         :scale scale
          :series (metric/end! compiled n entries)
          :dropped @dropped :invalid @invalid))
 

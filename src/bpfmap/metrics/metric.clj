@@ -12,6 +12,7 @@
             [clojure.string :as str])
   (:import (bpfmap.bytes ByteView)
            (java.util ArrayList Arrays Collection Comparator HashMap List)
+           (java.util.function DoubleUnaryOperator)
            (java.util.regex Matcher Pattern)))
 
 (set! *warn-on-reflection* true)
@@ -173,6 +174,19 @@
                   (str/replace unknown "%s" (Matcher/quoteReplacement s))))
             s))))))
 
+;; --- scale
+
+(defn- scaling
+  "Returns the function that multiplies a double by the `:scale` of a metric.
+
+  1e-6 is not a double, but 1000000 is: so 15 is divided and becomes 1.5e-5, not the double below."
+  ^DoubleUnaryOperator [scale]
+  (let [scale (double (or scale 1))
+        divisor (/ 1.0 scale)]
+    (if (== divisor (Math/rint divisor))
+      (reify DoubleUnaryOperator (applyAsDouble [_ x] (/ x divisor)))
+      (reify DoubleUnaryOperator (applyAsDouble [_ x] (* x scale))))))
+
 ;; --- buckets
 
 (defn- upper-limits
@@ -207,11 +221,11 @@
                      (when length (dec (long length)))
                      (throw (refused "The histogram must have :last, the number of its last bucket"
                                      "such as :last 26"))))
-        scale (double (or scale 1))
+        scale (scaling scale)
         upper (upper-limits metric)
         limits (into [] (take-while #(not= ##Inf %)) (map upper (range from (inc to))))
         n (count limits)
-        limits (double-array (map #(* scale (double %)) limits))]
+        limits (double-array (map #(.applyAsDouble scale (double %)) limits))]
     {:bounds limits
      :index (if (= :limit slots)
               (let [given (double-array bounds)]
@@ -450,9 +464,8 @@
 
 (defn- number-adder
   "Returns a function that adds a number to a series, or to its bucket i."
-  [{:keys [type scale]} {:keys [tally invalid]}]
-  (let [scale (double (or scale 1))
-        gauge? (= :gauge type)]
+  [{:keys [type]} {:keys [tally invalid]}]
+  (let [gauge? (= :gauge type)]
     (fn [^Series s n i x]
       (let [i (long i)]
         (if (or (nil? x) (and (neg? (double x)) (not gauge?)))
@@ -460,21 +473,20 @@
           (do
             (touch tally s (long n))
             (cond
-              (= -1 i) (.add s (* scale (double x)))
-              (= -2 i) (.addSum s (* scale (double x)))
+              (= -1 i) (.add s (double x))
+              (= -2 i) (.addSum s (double x))
               :else (let [^doubles counts (.-counts s)]
                       (aset counts i (+ (aget counts i) (double x)))))))))))
 
 (defn- counts-adder
   "Returns a function that adds an array of counts to the buckets of a series."
-  [{:keys [sum scale]} {:keys [bucket index]}]
-  (let [scale (double (or scale 1))
-        counts-of (:get bucket)]
+  [{:keys [sum]} {:keys [bucket index]}]
+  (let [counts-of (:get bucket)]
     (fn [^Series s value]
       (let [^doubles counts (.-counts s)]
         (reduce (fn [n x]
                   (if (and (int? sum) (== (long sum) (long n)))
-                    (.addSum s (* scale (double x)))
+                    (.addSum s (double x))
                     (let [i (long (index n))]
                       (aset counts i (+ (aget counts i) (double x)))))
                   (inc (long n)))
@@ -489,10 +501,8 @@
 
 (defn- slot-adder
   "Returns a function that adds a value to the series of a slot, in reading n."
-  [{:keys [scale] :as metric} {:keys [cpus pick in-array sum-of] :as plan}
-   {:keys [tally] :as state}]
-  (let [scale (double (or scale 1))
-        number (of-cpus (:number-of plan) plan)
+  [metric {:keys [cpus pick in-array sum-of] :as plan} {:keys [tally] :as state}]
+  (let [number (of-cpus (:number-of plan) plan)
         sum (when sum-of (of-cpus sum-of plan))
         add-number (number-adder metric state)
         add-counts (when in-array (counts-adder metric plan))]
@@ -508,7 +518,7 @@
           (add-number s n (.-index slot) (number value)))
         (when sum
           (when-let [x (sum value)]
-            (.addSum s (* scale (double x)))))))))
+            (.addSum s (double x))))))))
 
 (defn- cpu-adder
   "Returns a function that adds the value of each CPU to a series of its own.
@@ -591,9 +601,8 @@
 
   For most entries, a key that was there before has an integer again. Its series is in the place of
   its slot, one object less to look at. `add` is for the others."
-  [{:keys [type scale]} {:keys [value-of]} {:keys [^HashMap slots tally]} add]
-  (let [gauge? (= :gauge type)
-        scale (double (or scale 1))]
+  [{:keys [type]} {:keys [value-of]} {:keys [^HashMap slots tally]} add]
+  (let [gauge? (= :gauge type)]
     (fn [^long n k value]
       (let [found (.get slots k)
             x (value-of value)]
@@ -601,7 +610,7 @@
                  (instance? Long x) (or gauge? (<= 0 (long x))))
           (do
             (touch tally found n)
-            (.add ^Series found (* scale (double (long x)))))
+            (.add ^Series found (double (long x))))
           (do
             (when (instance? Series found) (.remove slots k))
             (add n k value)
@@ -631,12 +640,13 @@
 (defn compile-metric
   "Returns what adds entries of a map to the series of a metric.
 
-  The result is `{:add function :series HashMap :label-names names :bounds doubles}`. `:add` is a
-  function of the number of the reading, the key as a byte view, and the decoded value. `spec` is
-  the spec of the map, `context` is for hints. Throws `:usage` if the metric does not fit the types.
+  The result is `{:add function :series HashMap :label-names names :bounds doubles :scale operator}`.
+  `:add` is a function of the number of the reading, the key as a byte view, and the decoded value.
+  `:scale` is for the totals and sums of series. `spec` is the spec of the map, `context` is for
+  hints. Throws `:usage` if the metric does not fit the types.
 
       (compile-metric {:name \"hits\" :type :gauge} {:type :hash :key :u32 :value :u64} context)"
-  [{:keys [sum] :as metric} spec context]
+  [{:keys [sum scale] :as metric} spec context]
   (let [{:keys [cpus bounds] :as plan} (plan metric spec context)
         plan (cond-> plan
                (= :each cpus) (update :names #(vec (sort (conj % "cpu")))))
@@ -646,6 +656,7 @@
            :label-names (:names plan)
            :bounds bounds
            :has-sum (some? sum)
+           :scale (scaling scale)
            :add (adder metric plan state (accepter metric spec plan context) context))))
 
 ;; --- a reading

@@ -9,7 +9,8 @@
             HistogramSnapshot$HistogramDataPointSnapshot Labels MetricFamilyDescriptor
             MetricFamilyDescriptor$Builder MetricMetadata MetricSnapshot
             NativeHistogramBuckets)
-           (java.util ArrayList Collection List TreeMap)))
+           (java.util ArrayList Collection List TreeMap)
+           (java.util.function DoubleUnaryOperator)))
 
 (set! *warn-on-reflection* true)
 
@@ -79,11 +80,11 @@
 
 (defn- histogram-point
   "Returns the point of a series of a histogram."
-  [{:keys [^doubles bounds form has-sum schema label-names]} ^Series s]
+  [{:keys [^doubles bounds form has-sum schema label-names ^DoubleUnaryOperator scale]} ^Series s]
   (let [^doubles of-series (.-counts s)
         counts (long-array (alength of-series))
         labels (kept-labels s label-names)
-        sum (if has-sum (.sum s) Double/NaN)]
+        sum (if has-sum (.applyAsDouble scale (.sum s)) Double/NaN)]
     (dotimes [i (alength counts)]
       (aset counts i (long (aget of-series i))))
     (if (= :classic form)
@@ -101,13 +102,15 @@
 
 (defn- points
   "Returns the points of a family as a list."
-  ^Collection [{:keys [type label-names ^List series rows] :as family}]
+  ^Collection [{:keys [type label-names ^List series rows ^DoubleUnaryOperator scale] :as family}]
   (let [of-number (if (= :counter type) counter-point gauge-point)]
     (if series
       (let [found (ArrayList. (.size series))
             point (if (= :histogram type)
                     #(histogram-point family %)
-                    (fn [^Series s] (of-number (.total s) (kept-labels s label-names))))]
+                    (fn [^Series s]
+                      (of-number (.applyAsDouble scale (.total s))
+                                 (kept-labels s label-names))))]
         (run! #(.add found (point %)) series)
         found)
       (mapv (fn [[label-values x]]

@@ -516,6 +516,27 @@
       (is (re-find #"unknown map type"
                    (str/lower-case (second (refused "create" path "--type" "hsh"))))))))
 
+(kernel-test ^{:needs [[:map-type :cgrp-storage]]} errors-name-the-command
+  (testing "an error of a read names the command that reads, not another one"
+    (with-open [m (bpf/create {:name "changing" :type :cgrp-storage :key :u32 :value :u64
+                               :flags #{:no-prealloc}})]
+      (doseq [[command & more] [["put" "1"] ["delete"] ["get"]]
+              :let [[exit message] (apply refused command (id-of m) "/tmp" more)]]
+        (is (= 1 exit))
+        (is (str/starts-with? message (str "bpfmap: " command " on map " (id-of m)
+                                           " (changing) failed with EBADF")))))))
+
+(kernel-test keys-of-the-map-type
+  (testing "get and take want a key exactly if the map has keys"
+    (with-open [hash (a-map {:key :u32 :value :u64})
+                queue (a-map {:type :queue :value :u64})]
+      (doseq [command ["get" "take"]]
+        (is (= [2 (str "bpfmap: " command " requires REF KEY; see `bpfmap help " command "`")]
+               (refused command (id-of hash))))
+        (is (= [2 (str "bpfmap: KEY cannot be used with a map that has no keys; see `bpfmap help "
+                       command "`")]
+               (refused command (id-of queue) "1" "--value-type" "u64")))))))
+
 (kernel-test frozen-map-rejects-writes
   (testing "a frozen map rejects writes"
     (with-open [m (a-map {:type :array :value :u32 :max-entries 1})]
