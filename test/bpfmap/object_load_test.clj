@@ -544,26 +544,34 @@
 (defn- refusal [name]
   (error-of (object/load @rejected {:only [name]})))
 
+(defn- refused-with
+  "Asserts that the kernel refuses a program with a reason, and that the error has the rest."
+  [name reason line hint]
+  (let [{:keys [message] :bpfmap/keys [error path log source] :as found} (refusal name)]
+    (is (= [:program-rejected [:programs name]] [error path]))
+    (is (re-find reason (:bpfmap/reason found)))
+    (is (re-find reason message))
+    ;; Before Linux 6.4, a log that is too long has no instruction.
+    (when-not (and (= "too_long" name) (not (since/has? [:kernel :ends-of-logs])))
+      (is (str/includes? (:text source) line))
+      (is (str/includes? message (str "rejected.bpf.c:" (:line source) ": "))))
+    (is (str/includes? message (str "\nhint: " (:bpfmap/hint found))))
+    (is (str/includes? (:bpfmap/hint found) hint))
+    (is (str/includes? log "processed"))))
+
+(kernel-test ^:volume too-many-instructions
+  (testing "the error has the hint for a program whose check takes a million instructions"
+    (refused-with "too_long" #"too large" "i < 2000000" "at most a million instructions")))
+
 (kernel-test rejected-programs
   (testing "the error has the reason, the source line, a hint and the log"
-    (are [name reason line hint]
-         (let [{:keys [message] :bpfmap/keys [error path log source] :as found} (refusal name)]
-           (and (is (= [:program-rejected [:programs name]] [error path]))
-                (is (re-find reason (:bpfmap/reason found)))
-                (is (re-find reason message))
-                ;; Before Linux 6.4, a log that is too long has no instruction.
-                (or (and (= "too_long" name) (not (since/has? [:kernel :ends-of-logs])))
-                    (and (is (str/includes? (:text source) line))
-                         (is (str/includes? message
-                                            (str "rejected.bpf.c:" (:line source) ": ")))))
-                (is (str/includes? message (str "\nhint: " (:bpfmap/hint found))))
-                (is (str/includes? (:bpfmap/hint found) hint))
-                (is (str/includes? log "processed"))))
-      "null_check" #"map_value_or_null" "return *count;" "compare the pointer with NULL"
-      "endless" #"infinite loop|back-edge" "result" "the loop has no bound"
-      "too_long" #"too large" "i < 2000000" "at most a million instructions"
-      "address" #"invalid mem access" "return *(volatile int *)result;" "bpf_probe_read_kernel"
-      "helper" #"helper|unknown func" "store_bytes" "programs of type :xdp cannot call bpf_skb_store_bytes")
+    (refused-with "null_check" #"map_value_or_null" "return *count;"
+                  "compare the pointer with NULL")
+    (refused-with "endless" #"infinite loop|back-edge" "result" "the loop has no bound")
+    (refused-with "address" #"invalid mem access" "return *(volatile int *)result;"
+                  "bpf_probe_read_kernel")
+    (refused-with "helper" #"helper|unknown func" "store_bytes"
+                  "programs of type :xdp cannot call bpf_skb_store_bytes")
     (testing "o6: a field that this kernel does not have"
       (let [{:keys [message] :bpfmap/keys [reason slot]} (refusal "field")]
         (is (= "struct task_struct has no field no_such_field on this kernel" reason))

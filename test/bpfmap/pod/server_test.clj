@@ -441,7 +441,7 @@
         (doseq [id @ids]
           (is (= :not-found (:bpfmap/error (error-of (bpf/open id))))))))))
 
-(kernel-test many-opened-maps
+(kernel-test ^:volume many-opened-maps
   (testing "a thousand opened and closed maps leave nothing"
     (with-pod [c]
       (let [m (client/invoke c 'pod.bpfmap.core/create [small] {})
@@ -569,7 +569,7 @@
                           '(send-some 1)
                           '[found ended (if (= 4 (events/poll! r 60)) :again :lost)]))))))
 
-(kernel-test back-pressure
+(kernel-test ^:volume back-pressure
   (testing "events of a slow client stay in the ring, and none is lost"
     (with-pod [c]
       (let [[fill seen]
@@ -626,7 +626,7 @@
              (script c '(try (exec/tail {:ref "1"})
                              (catch Exception e [(:bpfmap/error (ex-data e)) (ex-message e)]))))))))
 
-(kernel-test events-that-nobody-takes-are-dropped-with-their-number
+(kernel-test ^:volume events-that-nobody-takes-are-dropped-with-their-number
   (with-pod [c]
     (let [stop (atom false)]
       (with-open [changing ^java.io.Closeable (bpf/create (assoc small :contents {1 0}))]
