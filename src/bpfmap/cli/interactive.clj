@@ -59,26 +59,66 @@
   []
   (boolean (some-> (System/console) .isTerminal)))
 
+(def ^:private common-keys
+  [["space" "pause, and continue"] ["h" "this help"] ["q" "quit"]])
+
+(defn- help-lines
+  "Returns the lines of help for keys: `[key text]` pairs."
+  [help]
+  (let [pairs (concat help common-keys)
+        width (apply max (map (comp count first) pairs))]
+    (concat ["Keys" ""]
+            (for [[key text] pairs]
+              (str "  " key (apply str (repeat (+ 2 (- (long width) (count key))) \space)) text))
+            ["" "Press any key to go back."])))
+
+(defn- keyed
+  "Returns the state of a screen after a key, without the last state to draw.
+
+  `:paused` is true if new states are not drawn, `:help` if the help is drawn."
+  [{:keys [help] :as state} key]
+  (cond
+    help (dissoc state :help)
+    (contains? #{"h" "?"} key) (assoc state :help true)
+    (contains? #{" " "p"} key) (update state :paused not)
+    :else state))
+
 (defn- on-screen
   "Calls f with a function that draws a state.
 
-  `on-key`, if not nil, is called with each key that is pressed. The last state is drawn again if it
-  returns true. Returns the result of f and the height of the screen, nil if nothing was drawn."
-  [f frame on-key]
+  `keys` is nil, or has functions of keys; see [[run]]. Returns the result of f and the height of
+  the screen, nil if nothing was drawn."
+  [f frame {:keys [on-key help quit] :as keys}]
   (let [[open size draw suspended close keys-to]
         (map #(requiring-resolve (symbol "bpfmap.cli.screen" %))
              ["open" "size" "draw" "suspended" "close" "keys-to"])
         screen (delay (open)) ; not before there is something to show
         opened #(when (realized? screen) @screen)
         lock (Object.)
+        mode (volatile! {})
+        latest (volatile! nil)
         shown (volatile! nil)
-        redraw (fn [] (locking lock (draw @screen (frame @shown (size @screen)))))
-        listener (delay (when on-key (keys-to #(when (on-key %) (redraw)))))
+        redraw (fn []
+                 (locking lock
+                   (when-not (:paused @mode)
+                     (vreset! shown @latest))
+                   (draw @screen (if (:help @mode)
+                                   (help-lines help)
+                                   (frame @shown (assoc (size @screen)
+                                                        :paused (:paused @mode)))))))
+        press (fn [key]
+                (let [before @mode]
+                  (cond
+                    (not= before (vswap! mode keyed key)) (redraw)
+                    (= "q" key) (quit)
+                    (on-key key) (redraw))))
+        listener (delay (when keys (keys-to press)))
         show (fn [state]
                (progress/end)
                (when @screen
-                 (vreset! shown state)
-                 (redraw)
+                 (vreset! latest state)
+                 (when-not (or (:paused @mode) (:help @mode))
+                   (redraw))
                  @listener))]
     (try
       (handling
@@ -93,30 +133,30 @@
   "Calls `(f stop show)` and returns `{:result :signal :height}`.
 
   `stop` is a promise that a signal delivers, or \"PIPE\" if the reader of standard output closes its
-  pipe. `show` draws a state: the lines of `(frame state {:width :height})`. It is nil unless
-  `drawn?`. `:signal` is the name of the signal, `:height` the height of the screen, or nil. On a
-  screen, the key q delivers `stop` too, and `on-key` is called with each other key: it returns true
-  if the state has to be drawn again.
+  pipe. `show` draws a state: the lines of `(frame state {:width :height :paused})`. It is nil unless
+  `drawn?`. `:signal` is the name of the signal, `:height` the height of the screen, or nil.
+
+  With `keys`, keys work on a screen: q delivers `stop` too, the space bar pauses the drawing, and h
+  shows a help. `keys` is `{:on-key f :help [[key text]]}`: f is called with each other key, and
+  returns true if the state has to be drawn again.
 
   The progress of the command `name` is shown until the first state is drawn, or always if the
   output is not a terminal.
 
       (run \"top\" (fn [stop show] (deref stop 1000 nil)) nil false) ;=> {:result nil, :signal nil, :height nil}"
   ([name f frame drawn?] (run name f frame drawn? nil))
-  ([name f frame drawn? on-key]
+  ([name f frame drawn? keys]
    (let [stop (promise)
-         stopping (into {} (map (fn [name] [name #(deliver stop name)])) (keys numbers))
-         key-pressed (fn [key]
-                       (if (= "q" key)
-                         (do (deliver stop :quit) false)
-                         (on-key key)))]
+         stopping (into {} (map (fn [name] [name #(deliver stop name)]))
+                        (clojure.core/keys numbers))]
      (handling
       stopping
       (fn []
         (let [[result height] (if drawn?
                                 (on-screen (fn [show]
                                              (terminal/with-progress name #(f stop show)))
-                                           frame (when on-key key-pressed))
+                                           frame
+                                           (some-> keys (assoc :quit #(deliver stop :quit))))
                                 [(terminal/until-closed
                                   #(deliver stop "PIPE")
                                   (fn []

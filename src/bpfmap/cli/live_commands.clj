@@ -25,6 +25,43 @@
 
 ;; --- watch
 
+(def ^:private keys-text "The keys, for the lines above a table." "; keys: h help, q quit")
+
+(defn- path-to
+  "Returns the path that a column sorts by, or nil."
+  [{:keys [by]}]
+  (if (string? by) [by] by))
+
+(defn moved
+  "Returns the column to sort by after a key.
+
+  `<` and `>` choose the column before and after it, the largest numbers first. `r` reverses the
+  order, and any other key changes nothing. Columns without a field as `:by` cannot be chosen. It is
+  a name, or a path of names.
+
+      (moved [{:by \"id\"} {:by \"full\" :align :right}] (query/column \"id\") \">\")
+      ;=> {:path [\"full\"] :descending true}"
+  [columns column key]
+  (let [choices (filterv :by columns)
+        at (first (keep-indexed (fn [i choice] (when (= (path-to choice) (:path column)) i))
+                                choices))
+        chosen (fn [i]
+                 (let [{:keys [align] :as choice} (choices (mod (long i) (count choices)))]
+                   {:path (with-meta (path-to choice) {:exact true})
+                    :descending (= :right align)}))]
+    (case (when (seq choices) key)
+      "<" (chosen (dec (long (or at 0))))
+      ">" (chosen (if at (inc (long at)) 0))
+      "r" (some-> column (update :descending not))
+      column)))
+
+(defn- sorted-by
+  "Returns the column to sort by as text: its title, if it is in the table."
+  [columns {:keys [path descending]}]
+  (str (or (some (fn [{:keys [title] :as column}] (when (= path (path-to column)) title)) columns)
+           (fields/path-text path))
+       (if descending ", descending" ", ascending")))
+
 (defn- status-text
   "Returns the status of a frame's map as text, or nil."
   [{:keys [status pin other] {:keys [id name]} :map} {:keys [ref follow]}]
@@ -49,18 +86,20 @@
     (.toPlainString (if (< (.scale n) 1) (.setScale n 1) n))))
 
 (defn- titles
-  "Returns the lines above the table."
+  "Returns the lines above the table.
+
+  `order` is its order as text, if there are keys."
   [{:keys [entries added changed removed elapsed] {:keys [id name type max-entries]} :map :as frame}
-   options]
+   options order]
   (concat
    [(str "Map " id (when (seq name) (str " " (output/cell name))) " (" (output/cell type) "): "
-         entries " of " max-entries " entries")
+         entries " of " max-entries " entries" order)
     (str (.format (LocalTime/now) (DateTimeFormatter/ofPattern "HH:mm:ss")) ", every "
          (seconds-text (:interval options)) " s: "
          (if (zero? (double elapsed))
            "first reading"
            (str added " added, " changed " changed, " removed " removed"))
-         "; stop with Ctrl-C")]
+         (if order keys-text "; stop with Ctrl-C"))]
    (some-> (status-text frame options) vector)
    [""]))
 
@@ -80,20 +119,44 @@
   [columns widths]
   (map (fn [{:keys [title] :as column}] (assoc column :at-least (get widths title 0))) columns))
 
+(defn- sortable
+  "Returns the columns of a watch with the fields that they sort by.
+
+  Rates and fields with a number in the first row begin with the largest."
+  [columns [row]]
+  (for [{:keys [path align] :as column} columns]
+    (cond-> column
+      path (assoc :by (mapv fields/name-of path)
+                  :align (if (number? (get-in row path)) :right align)))))
+
+(defn- order-text
+  "Returns the order of a table as text, for the line above it."
+  [columns {:keys [sort changed]} usual paused]
+  (str "; sorted by " (if sort (sorted-by columns sort) usual)
+       (when changed ", changed only")
+       (when paused ", paused")))
+
 (defn- frame-lines
   "Returns a function from a frame and a screen size to lines.
 
-  Changed rows are bold."
-  [options]
+  Changed rows are bold. `view` is an atom with `:sort` and `:changed`. Its `:columns` are those of
+  the last frame."
+  [options view]
   (let [seen (volatile! {:paths [] :widths {}})]
-    (fn [{:keys [rows] :as frame} {:keys [width height]}]
-      (let [heading (titles frame options)
-            shown (take (max 0 (- (long height) (count heading) 1)) rows)
+    (fn [frame {:keys [width height paused]}]
+      (let [{:keys [arranged showing]} (meta frame)
+            rows (cond->> (:rows frame) arranged (arranged @view))
+            heading-height (count (titles frame options ""))
+            found (take (max 0 (- (long height) heading-height 1)) rows)
+            shown (if showing (into [] showing found) found)
             {:keys [paths widths]} (vswap! seen update :paths with-paths rows)
-            columns (steady (views/entry-columns shown paths) widths)
+            ;; A frame without rows keeps the columns.
+            [sample raw] (:sample (if (seq shown) (vswap! seen assoc :sample [shown found]) @seen))
+            columns (sortable (steady (views/entry-columns sample paths) widths) raw)
             {:keys [lines widths]} (output/fitted columns shown (dec (long width)))]
         (vswap! seen update :widths #(merge-with max % widths))
-        (concat heading
+        (swap! view assoc :columns columns)
+        (concat (titles frame options (order-text columns @view "change" paused))
                 (take 1 lines)
                 (map (fn [{:keys [change]} line] (if change {:style :bold :text line} line)) shown
                      (rest lines)))))))
@@ -101,7 +164,7 @@
 (defn- print-frame
   "Prints a frame without a terminal: the entries that changed."
   [{:keys [rows elapsed] :as frame} options]
-  (run! println (butlast (titles frame options)))
+  (run! println (butlast (titles frame options nil)))
   (let [shown (if (zero? (double elapsed)) rows (filter :change rows))]
     (run! println (output/table (views/entry-columns shown (with-paths [] shown)) shown))
     (println)
@@ -113,13 +176,26 @@
   No screen shows more."
   500)
 
+(def ^:private sort-help
+  [["< >" "sort by the column before or after; the arrows do the same"]
+   ["r" "reverse the order"]])
+
 (defn watch
   "Shows the changes of a map until `:seconds`, its end, or Ctrl-C."
   [{:keys [limit] :as options} {:keys [format]}]
   (let [drawn? (and (nil? format) (interactive/terminal?))
+        view (atom (select-keys options [:sort :changed]))
         options (cond-> options
-                  (and drawn? (nil? limit)) (assoc :limit most-lines))
-        lines-of (frame-lines options)
+                  (and drawn? (nil? limit)) (assoc :limit most-lines)
+                  drawn? (assoc :view view))
+        lines-of (frame-lines options view)
+        on-key (fn [key]
+                 (let [before (dissoc @view :columns)
+                       after (swap! view (fn [{:keys [columns] :as view}]
+                                           (if (= "c" key)
+                                             (update view :changed not)
+                                             (update view :sort #(moved columns % key)))))]
+                   (not= before (dissoc after :columns))))
         last-frame (volatile! nil)
         {:keys [signal result height]}
         (interactive/run "watch"
@@ -131,7 +207,9 @@
                                format (output/print-records format frames)
                                :else (run! #(print-frame % options) frames))))
                          lines-of
-                         drawn?)
+                         drawn?
+                         {:on-key on-key
+                          :help (conj sort-help ["c" "changed entries only, or all"])})
         gone? (= :gone (:status @last-frame))]
     {:as-text true
      ;; The last screen stays visible above the prompt.
@@ -147,41 +225,13 @@
   (str (.format (LocalTime/now) (DateTimeFormatter/ofPattern "HH:mm:ss")) ", every "
        (seconds-text interval) " s"))
 
-(defn moved
-  "Returns the column to sort by after a key.
-
-  `<` and `>` choose the column before and after it, the largest numbers first. `r` reverses the
-  order, and any other key changes nothing. Columns without a field as `:by` cannot be chosen.
-
-      (moved [{:by \"id\"} {:by \"full\" :align :right}] (query/column \"id\") \">\")
-      ;=> {:path [\"full\"] :descending true}"
-  [columns column key]
-  (let [choices (filterv :by columns)
-        at (first (keep-indexed (fn [i {:keys [by]}] (when (= [by] (:path column)) i)) choices))
-        chosen (fn [i]
-                 (let [{:keys [by align]} (choices (mod (long i) (count choices)))]
-                   {:path [by] :descending (= :right align)}))]
-    (case key
-      "<" (chosen (dec (long (or at 0))))
-      ">" (chosen (if at (inc (long at)) 0))
-      "r" (some-> column (update :descending not))
-      column)))
-
-(defn- sorted-by
-  "Returns the column to sort by as text: its title, if it is in the table."
-  [columns {:keys [path descending]}]
-  (str (or (some (fn [{:keys [by title]}] (when (= [by] path) title)) columns)
-           (fields/path-text path))
-       (if descending ", descending" ", ascending")))
-
 (defn- heading
   "Returns the lines above a table, for a terminal if `drawn?`."
-  [frame {:keys [titles columns usual]} column {:keys [seconds rounds once]} drawn?]
+  [frame {:keys [titles columns usual]} column {:keys [seconds rounds once]} drawn? paused]
   (let [[what since] (titles frame)]
-    [(str what (when drawn?
-                 (str "; sorted by " (if column (sorted-by columns column) usual))))
+    [(str what (when drawn? (order-text columns {:sort column} usual paused)))
      (str since (cond
-                 drawn? "; keys: < > r sort, q quit"
+                 drawn? keys-text
                  (or seconds rounds once) ""
                  :else "; stop with Ctrl-C"))
      ""]))
@@ -192,9 +242,9 @@
   Rows for which `lively` is true are bold. `sorting` is a volatile with the column to sort by."
   [{:keys [columns lively arranged] :as table} options sorting]
   (let [seen (volatile! {})]
-    (fn [frame {:keys [width height]}]
+    (fn [frame {:keys [width height paused]}]
       (let [column @sorting
-            above (heading frame table column options true)
+            above (heading frame table column options true paused)
             shown (take (max 0 (- (long height) (count above) 1))
                         (arranged (assoc options :sort column) (:rows frame)))
             {:keys [lines widths]} (output/fitted (steady columns @seen) shown
@@ -208,7 +258,7 @@
 (defn- print-top
   "Prints a frame without a terminal."
   [frame {:keys [columns printed] :as table} options]
-  (run! println (butlast (heading frame table nil options false)))
+  (run! println (butlast (heading frame table nil options false false)))
   (run! println (output/table columns (filter printed (:rows frame))))
   (println)
   (flush))
@@ -236,7 +286,7 @@
                                :else (run! #(print-top % table options) frames))))
                          lines-of
                          drawn?
-                         on-key)]
+                         {:on-key on-key :help sort-help})]
     {:as-text true
      ;; The last screen stays visible above the prompt.
      :lines (when (and drawn? result height)

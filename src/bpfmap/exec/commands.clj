@@ -170,7 +170,9 @@
     :doc "Watch the entries of a map change, live"
     :text ["Sorts by rate of change, highest first. Marks added entries with +, changed"
            "ones with * and removed ones with -. Adds up per-CPU values unless --cpus is"
-           "given. If the output is not a terminal, prints the changes at every interval."
+           "given. On a terminal, the keys < and > choose the column to sort by, r reverses"
+           "the order, c shows changed entries only, the space bar pauses, h shows the keys,"
+           "and q ends it. If not on a terminal, prints the changes at every interval."
            "Does not keep the map alive: if the map disappears, or its pin is removed or"
            "replaced, watch reports that. With --follow, watch continues with the map that"
            "replaced it at the same pin path or under the same name. `bpfmap help dump`"
@@ -187,9 +189,9 @@
            "value, each counted once for an interval. It is measured for maps up to 64"
            "KiB. ENTRIES/S is the growth of the number of entries. Sorts by change, fastest"
            "first, and then by FULL, unless --sort is given. On a terminal, the keys < and"
-           "> choose the column to sort by, r reverses the order, and q ends it. If the"
-           "output is not a terminal, prints all maps at every interval. Requires"
-           "CAP_SYS_ADMIN."]
+           "> choose the column to sort by, r reverses the order, the space bar pauses, h"
+           "shows the keys, and q ends it. If the output is not a terminal, prints all maps"
+           "at every interval. Requires CAP_SYS_ADMIN."]
     :examples [{} {:held-by "agent" :interval 5} {:once true :sort "-full" :limit 10}
                {:once true :interval 10 :sort "-entries/s"}]
     :fn 'bpfmap.exec.top/top :run true}

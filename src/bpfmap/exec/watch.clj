@@ -202,8 +202,11 @@
 (defn- look
   "Reads the map once.
 
-  Returns the frame, compared with the previous reading, and the state for the next reading."
-  [options looker {:keys [id before taken types about began]} now]
+  Returns the frame, compared with the previous reading, and the state for the next reading. If the
+  options have a `:view`, it is a reference to `:sort` and `:changed`, which replace those of the
+  options. The rows are then not shown by hints: the metadata of the frame has `:arranged`, a
+  function of a view and rows, and `:showing`, a transducer."
+  [{:keys [view] :as options} looker {:keys [id before taken types about began]} now]
   (let [{:keys [m status pin other]} (looker id)
         at (now) ; opening it is not part of the time
         apart (max 1e-3 (- (double at) (double (or taken at))))
@@ -225,16 +228,19 @@
               count-change (fn [{:keys [change] :as row}]
                              (when change (vswap! counted update change (fnil inc 0)))
                              row)
+              showing (shown/showing (:shower types))
+              arranged (fn [view rows] (chosen (merge (:options types) view) rows))
               rows (into []
-                         (shown/showing (:shower types))
-                         (chosen (:options types)
-                                 (eduction (map count-change)
-                                           (compared before entries apart types))))
+                         (if view identity showing)
+                         (arranged (some-> view deref)
+                                   (eduction (map count-change)
+                                             (compared before entries apart types))))
               changes @counted]
-          {:frame (merge {:map about} told
-                         {:entries (count entries)
-                          :added (:added changes 0) :changed (:changed changes 0)
-                          :removed (:removed changes 0) :rows rows})
+          {:frame (with-meta (merge {:map about} told
+                                    {:entries (count entries)
+                                     :added (:added changes 0) :changed (:changed changes 0)
+                                     :removed (:removed changes 0) :rows rows})
+                    (when view {:arranged arranged :showing showing}))
            :next {:id (:id about) :before entries :taken at :types types :about about
                   :began (or began at)}})))))
 

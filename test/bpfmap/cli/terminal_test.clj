@@ -203,10 +203,55 @@
             (press "Right")
             (sorted "FULL, descending" ["high" "mid" "low"])
             (press "x") ; not a key of top
+            (press "h")
+            (wait-for (line? #"^  space +pause"))
+            (press "x")
+            (sorted "FULL, descending" ["high" "mid" "low"])
             (press "q")
             (let [lines (wait-for (line? #"^same"))]
               (is (some #{"ended 0"} lines))
               (is (= ["high" "mid" "low"] (names lines)) "the last table stays"))))))))
+
+(kernel-test keys-of-watch
+  (testing "keys of watch choose the order, show changed entries only, and pause"
+    (with-open [m ^Closeable (bpf/create {:name "watched_keys" :type :hash :key :u32
+                                          :value [:struct [:n :u64] [:turn :u64]]
+                                          :max-entries 10
+                                          :contents {1 {:n 30 :turn 1}
+                                                     2 {:n 10 :turn 3}
+                                                     3 {:n 20 :turn 2}}})]
+      (on-terminal [100 20]
+        (type-line (str "$bpfmap watch " (:id (bpf/info m)) " --as n=size --interval 0.2"))
+        (let [rows (fn [lines] (keep #(second (re-find #"^.  +(\d) .*B " %)) lines))
+              sorted (fn [text order]
+                       (wait-for #(and (str/ends-with? (str (first %)) (str "; sorted by " text))
+                                       (= order (rows %)))))
+              press #(tmux "send-keys" "-t" "it" %)]
+          (sorted "change" ["1" "2" "3"])
+          (wait-for (line? #"keys: h help, q quit$"))
+          (press ">")
+          (sorted "KEY, descending" ["3" "2" "1"])
+          (press ">")
+          (sorted "n, descending" ["1" "3" "2"])
+          (press "Right")
+          (sorted "turn, descending" ["2" "3" "1"])
+          (press "r")
+          (sorted "turn, ascending" ["1" "3" "2"])
+          (press "Space")
+          (sorted "turn, ascending, paused" ["1" "3" "2"])
+          (bpf/put! m 2 {:n 11 :turn 0})
+          (press "r")
+          (sorted "turn, descending, paused" ["2" "3" "1"])
+          (press "p")
+          (sorted "turn, descending" ["3" "1" "2"])
+          (press "c")
+          (sorted "turn, descending, changed only" [])
+          (press "?")
+          (wait-for (line? #"^  c +changed entries only"))
+          (press "h")
+          (sorted "turn, descending, changed only" [])
+          (press "q")
+          (wait-for (line? #"^\$")))))))
 
 ;; --- questions
 
