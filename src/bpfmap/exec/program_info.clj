@@ -12,6 +12,7 @@
             [bpfmap.impl.kernel.prog :as kernel.prog]
             [bpfmap.impl.kernel.procfs :as procfs]
             [bpfmap.impl.link.attach-types :as attach-types]
+            [bpfmap.impl.link.targets :as targets]
             [clojure.string :as str])
   (:import (clojure.lang ExceptionInfo)
            (java.io IOException)))
@@ -169,8 +170,8 @@
   `btf` is a delay of the kernel's BTF.
 
       (attached-to {:id 7 :type :raw-tracepoint :tracepoint \"sys_enter\"} (delay nil)) ;=> \"sys_enter\""
-  [{:keys [type tracepoint target map-id attach-type ifindex cgroup-id netns-ino event function path
-           functions offset return family hook device mode direction priority]
+  [{:keys [type tracepoint target map-id attach-type ifindex cgroup-id netns-ino event event-type
+           config function path functions offset return family hook device mode direction priority]
     :as info} btf]
   (let [parts (case type
                 :tracing [(some-> attach-type name) (function-name btf info)]
@@ -187,7 +188,8 @@
                                :kprobe (if return "kretprobe" "kprobe")
                                (some-> event name))
                              (or tracepoint
-                                 (some-> (or function path) (with-offset offset)))]
+                                 (some-> (or function path) (with-offset offset))
+                                 (when event-type (targets/event-text event-type config)))]
                 :kprobe-multi [(some->> functions function-count)]
                 :uprobe-multi [path (some->> functions function-count)]
                 :netfilter [(some-> family name) (some-> hook name)]

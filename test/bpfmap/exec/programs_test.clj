@@ -316,6 +316,28 @@
                     (refused "link" "detach" (id-of a) "--yes"))))
            (finally (.delete (io/file pin)))))))))
 
+(kernel-test ^{:needs [[:kernel :links-of-perf-events] [:kernel :info-of-perf-events]]}
+             links-name-their-perf-event
+  (testing "link list names the clock or counter of a link"
+    (with-open [p ^Closeable (prog/load {:type :perf-event :name "t_clock"
+                                         :insns [[:mov64 :r0 0] [:exit]]})
+                _ ^Closeable (link/attach p {:perf-event {:event :page-faults :period 1000}
+                                             :cpu 0})]
+      (is (= ["perf-event software page-faults"]
+             (map :attached-to (exec/link-list {:where "program.name=t_clock"}))))
+      (is (= "perf-event software page-faults"
+             (second (re-find #"perf-event +(perf-event .*?)  " (:out (bpfmap "link" "list"
+                                                                              "--where"
+                                                                              "program.name=t_clock"))))))))
+  (testing "numbers without a name are printed"
+    (are [type config text] (= text (program-info/attached-to {:type :perf-event :event :perf-event
+                                                               :event-type type :config config}
+                                                              (delay nil)))
+      0 1 "perf-event hardware instructions"
+      4 0x1c2 "perf-event raw 0x1c2"
+      1 99 "perf-event software 0x63"
+      9 -1 "perf-event type 9 0xffffffffffffffff")))
+
 (kernel-test q3-detached-link
   (testing "link detach detaches the link of another owner, if that is confirmed"
     (if-not (cgroup-path)

@@ -82,6 +82,19 @@
   "Types of perf events by name, each with its number and the names of its events."
   {:software [1 software-events] :hardware [0 hardware-events] :raw [4 {}]})
 
+(defn event-text
+  "Returns the name of a perf event by its numbers in linux/perf_event.h.
+
+      (event-text 1 0)     ;=> \"software cpu-clock\"
+      (event-text 4 0x1c2) ;=> \"raw 0x1c2\"
+      (event-text 9 1)     ;=> \"type 9 0x1\""
+  [type config]
+  (let [[type-name [_ events]] (some (fn [[_ [number] :as row]] (when (= number type) row))
+                                     event-types)
+        event (some (fn [[event number]] (when (= number config) event)) events)]
+    (str (if type-name (name type-name) (str "type " type)) " "
+         (if event (name event) (str "0x" (Long/toHexString config))))))
+
 (def ^:private program
   [#(or (some-> (:program-id %) pos-int?)
         (not (or (map? %) (string? %) (int? %) (keyword? %))))
