@@ -103,7 +103,7 @@
                      (throw (invalid op [(error/shown k)]
                                      (str "Unknown option " (error/printed k))
                                      (or (get-in renamed [op k])
-                                         (nearest/alternatives k (keys known))))))
+                                         (nearest/alternatives k (sort (keys known)))))))
                    (when-not (good? value)
                      (throw (invalid op [k]
                                      (str k " must be " text ", got "

@@ -77,7 +77,7 @@
     (do
       (doseq [k (keys x) :when (not (contains? table k))]
         (vswap! found conj (problem config path (str "has an unknown key " (error/printed k))
-                                    (nearest/alternatives k (keys table)))))
+                                    (nearest/alternatives k (sort (keys table))))))
       (into {}
             (for [[k f] table
                   :let [value (get x k)]
