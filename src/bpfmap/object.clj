@@ -23,10 +23,11 @@
             [bpfmap.impl.object.load :as load]
             [bpfmap.impl.object.reader :as reader]
             [bpfmap.impl.options :as options]
+            [bpfmap.impl.user-file :as user-file]
             [clojure.core.protocols :as protocols]
             [clojure.string :as str])
   (:import (bpfmap.impl.object.loaded LoadedObject)
-           (java.io Closeable File FileInputStream IOException InputStream)
+           (java.io Closeable File InputStream)
            (java.nio.file Path)))
 
 (set! *warn-on-reflection* true)
@@ -41,37 +42,6 @@
 
   With debug information, objects have a few MB."
   0x4000000)
-
-(defn- unreadable ^Throwable [kind message data]
-  (error/error kind message (assoc data :bpfmap/op :read)))
-
-(defn- drained
-  "Returns all bytes of a stream, which is not closed."
-  ^bytes [^InputStream in file]
-  (let [found (.readNBytes in (inc (int most-bytes)))]
-    (when (< (long most-bytes) (alength found))
-      (throw (unreadable :malformed-object
-                         (str "The object must have at most " most-bytes " bytes")
-                         {:bpfmap/file file})))
-    found))
-
-(defn- of-file [path]
-  (try
-    (with-open [in (FileInputStream. (str path))]
-      (drained in (str path)))
-    (catch IOException e
-      (let [there? (.exists (File. (str path)))]
-        (throw (unreadable (if there? :io :not-found)
-                           (str "Cannot read the object " path)
-                           {:bpfmap/file (str path)
-                            :bpfmap/hint (if there? (ex-message e) "there is no such file")}))))))
-
-(defn- of-stream [in]
-  (try
-    (drained in nil)
-    (catch IOException e
-      (throw (unreadable :io "Cannot read the object from the stream"
-                         {:bpfmap/hint (ex-message e)})))))
 
 (defn- object-name
   "Returns the name of a file up to the first dot.
@@ -133,21 +103,25 @@
   addresses, because no loader can know them.
 
   Throws `:malformed-object` if the bytes are not such an object, with the place under
-  `:bpfmap/path`, such as `[:section \"xdp\" :offset 24]`; `:not-found` and `:io` for files; and
-  `:invalid-value` for any other source.
+  `:bpfmap/path`, such as `[:section \"xdp\" :offset 24]`; `:io` for a file or stream that cannot
+  be read or has more than 64 MiB; and `:invalid-value` for any other source.
 
       (read \"flows.bpf.o\")
       (update-in (read \"flows.bpf.o\") [:maps \"flows\" :max-entries] * 2)"
   [source]
   (cond
     (or (string? source) (instance? File source) (instance? Path source))
-    (merge {:name (object-name source)} (reader/of-bytes (of-file source)))
-    (instance? InputStream source) (reader/of-bytes (of-stream source))
+    (merge {:name (object-name source)}
+           (reader/of-bytes (user-file/bytes-in {:file source :what "the object" :most most-bytes
+                                                 :op :read})))
+    (instance? InputStream source)
+    (reader/of-bytes (user-file/bytes-in {:in source :what "the object from the stream"
+                                          :most most-bytes :op :read}))
     (bytes/byte-count source) (reader/of-bytes (bytes/->array source))
-    :else (throw (unreadable :invalid-value
-                             (str "The source must be a path, a stream or bytes, got "
-                                  (error/printed source))
-                             nil))))
+    :else (throw (error/error :invalid-value
+                              (str "The source must be a path, a stream or bytes, got "
+                                   (error/printed source))
+                              {:bpfmap/op :read}))))
 
 (defn relocations
   "Returns the CO-RE relocations of an object, with what a kernel has for each.

@@ -70,7 +70,7 @@
               (testing "a file"
                 (exec/save {:ref id :file file})
                 (let [before (slurp file)
-                      message (str file " cannot be written: the thread was interrupted")]
+                      message (str "Cannot write the file " (pr-str file) ": the thread was interrupted")]
                   (is (= [[:io message] true] (interrupted #(exec/save {:ref id :file file}))))
                   (is (= before (slurp file)))
                   (is (= [0 true]
@@ -293,7 +293,7 @@
               (exec/save {:ref (:id (bpf/info small)) :file file})
               (let [before (slurp file)
                     e (fixture/error-of (exec/save {:ref (:id (bpf/info large)) :file file}))]
-                (is (= [:io (str file " cannot be written: No space left on device")]
+                (is (= [:io (str "Cannot write the file " (pr-str file) ": No space left on device")]
                        ((juxt :bpfmap/error :message) e)))
                 (is (= before (slurp file)))
                 (is (= ["a.edn"] (seq (.list (io/file dir)))))))

@@ -8,9 +8,9 @@
             [bpfmap.exec.editing :as editing]
             [bpfmap.exec.input :as input]
             [bpfmap.exec.output :as output]
+            [bpfmap.impl.user-file :as user-file]
             [clojure.string :as str])
   (:import (clojure.lang ExceptionInfo)
-           (java.nio.charset CharacterCodingException)
            (java.nio.file Files Path)
            (java.nio.file.attribute FileAttribute)
            (java.util List)))
@@ -47,12 +47,8 @@
   (let [name (str/replace (or name "map") #"[^A-Za-z0-9_-]" "_")]
     (Files/createTempFile (str "bpfmap-" name "-") ".edn" (make-array FileAttribute 0))))
 
-(defn- read-text [^Path path]
-  (try
-    (Files/readString path)
-    (catch CharacterCodingException e
-      (throw (error/error :invalid-value (str "The text in " path " cannot be written")
-                          {:bpfmap/op :edit :bpfmap/hint "it is not UTF-8 text"} e)))))
+(defn- read-text [path]
+  (user-file/text-in {:file path :what "the text in" :op :edit}))
 
 (defn- kept [path]
   (str "nothing was written; the text is kept in " path))

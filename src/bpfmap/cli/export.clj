@@ -5,6 +5,7 @@
             [bpfmap.exec.output :as output]
             [bpfmap.metrics.collecting :as collecting]
             [bpfmap.metrics.config-file :as config-file]
+            [bpfmap.metrics.credentials :as credentials]
             [clojure.string :as str]))
 
 (set! *warn-on-reflection* true)
@@ -13,10 +14,11 @@
   "Returns the view of `--check`: a line for each problem."
   [file]
   (let [{:keys [config problems missing]} (collecting/check (config-file/read-data file))
-        {:keys [metrics]} config]
+        {:keys [metrics http]} config
+        problems (concat (map :message problems) (credentials/problems http))]
     {:as-text true
      :lines (if (seq problems)
-              (map :message problems)
+              problems
               [(str "The config is valid: "
                     (output/plural (count metrics) "metric" "metrics"))])
      :notes (map #(str % ": it may come later") missing)

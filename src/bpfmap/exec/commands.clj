@@ -70,8 +70,8 @@
     :options [:held-by :types]
     :doc "Show the details of maps"
     :text ["With several REF, a REF with * or ?, or --held-by, shows each of the maps below"
-           "a heading. The exit code is 1 if one of them cannot be read. REF is required"
-           "without --held-by."]
+           "a heading. One that is missing or cannot be read is reported, with exit code 1."
+           "REF is required without --held-by."]
     :examples [{:ref "flows"} {:ref "/sys/fs/bpf/flows"} {:ref "flow_*" :held-by "agent"}]
     :fn 'bpfmap.exec.reading/show :view 'bpfmap.exec.views/map-fields}
    {:name "holds" :group "Inspect the host" :args [:process]
@@ -125,8 +125,8 @@
            "has it). --inner prints the entries of inner maps, with the key of the outer"
            "map as OUTER; key and value types are for the inner maps then."
            "With several REF, a REF with * or ?, or --held-by, prints each of the maps"
-           "below a heading; the exit code is 1 if one of them cannot be read. REF is"
-           "required without --held-by."]
+           "below a heading. One that is missing or cannot be read is reported, with exit"
+           "code 1. REF is required without --held-by."]
     :examples [{:ref "flows"}
                {:ref "flows" :where ["bytes>1M"] :sort "-bytes" :limit 10}
                {:ref "flow_*" :where ["bytes>1M"] :count true}

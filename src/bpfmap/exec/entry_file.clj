@@ -15,11 +15,11 @@
             [bpfmap.exec.arguments :as arguments]
             [bpfmap.exec.input :as input]
             [bpfmap.exec.progress :as progress]
-            [bpfmap.exec.saved-file :as saved-file]
             [bpfmap.exec.wording :as wording]
             [bpfmap.impl.edn :as edn]
             [bpfmap.impl.field-path :as field-path]
             [bpfmap.impl.map.raw-entries :as raw-entries]
+            [bpfmap.impl.user-file :as user-file]
             [bpfmap.spec :as spec]
             [clojure.string :as str])
   (:import (clojure.lang ExceptionInfo LineNumberingPushbackReader)
@@ -405,6 +405,13 @@
     (refuse-problems file all)
     all))
 
+(defn- text-of [file]
+  (user-file/text-in (assoc (if (= "-" file)
+                              {:in System/in :what "standard input"}
+                              {:file file :what "the entries in"})
+                            :op :put
+                            :progress (progress/counter "bytes read"))))
+
 (defn rows
   "Returns the entries in a file as checked rows for an open map.
 
@@ -416,7 +423,7 @@
 
       (rows m {:file \"flows.csv\"} identity) ;=> [{:line 2, :key 7, :value 42, …}]"
   [m {:keys [file] :as options} keep]
-  (let [all (rows-of m options (saved-file/file-text file :put) keep)]
+  (let [all (rows-of m options (text-of file) keep)]
     (when (empty? all)
       (throw (unreadable file "it is empty")))
     all))

@@ -8,10 +8,9 @@
             [bpfmap.impl.display.host :as display.host]
             [bpfmap.impl.edn :as edn]
             [bpfmap.impl.field-path :as field-path]
+            [bpfmap.impl.user-file :as user-file]
             [clojure.walk :as walk])
-  (:import (clojure.lang ExceptionInfo)
-           (java.io File IOException)
-           (java.nio.file Files Path)))
+  (:import (clojure.lang ExceptionInfo)))
 
 (set! *warn-on-reflection* true)
 
@@ -77,19 +76,7 @@
 (defn- read-file
   "Returns the hints in a file for a map's name, as `[path hint]` pairs."
   [file map-name]
-  (let [content (try
-                  (let [path (Path/of file (make-array String 0))]
-                    (when (< (long largest-file) (Files/size path))
-                      (throw (malformed file (str "at most " largest-file " bytes long"))))
-                    (Files/readString path))
-                  (catch IOException e
-                    (throw (error/error :io (str "Cannot read the file of hints "
-                                                 (error/printed file))
-                                        {:bpfmap/file file
-                                         :bpfmap/hint (if (.exists (File. ^String file))
-                                                        (or (ex-message e) "it cannot be read")
-                                                        "there is no such file")}
-                                        e))))
+  (let [content (user-file/text-in {:file file :what "the file of hints" :most largest-file})
         by-map (try
                  (edn/read-text content)
                  (catch ExceptionInfo e

@@ -104,12 +104,25 @@
   (with-open [m (open {:ref ref} :read-only)]
     (select-keys (bpf/info m) [:id :name :type])))
 
+(defn- error-or
+  "Returns the result of f, or the error that it throws as the `:error` and `:message` of a row.
+
+  Throws usage errors, because they concern all rows."
+  [row f]
+  (try
+    (f)
+    (catch ExceptionInfo e
+      (if (= :usage (:bpfmap/error (ex-data e)))
+        (throw e)
+        (assoc row :error (:bpfmap/error (ex-data e)) :message (ex-message e))))))
+
 (defn selected
   "Returns the maps that options select, each once: `{:id :name :type}`.
 
   They are in the order of the references, and those of a pattern in the order of their ids. Without
-  `:ref`, they are all maps of the holder. Throws `:not-found` if a reference or a pattern has no
-  map, or if none of the maps has the holder.
+  `:ref`, they are all maps of the holder. Throws `:not-found` if the only reference or pattern has
+  no map, or if none of the maps has the holder. One of several that has no map is a row
+  `{:ref :error :message}`.
 
       (selected {:ref [{:id 12} {:glob \"flow_*\"}]}) ;=> [{:id 12 :name \"counts\" :type :hash} …]"
   [{:keys [ref held-by]}]
@@ -119,15 +132,20 @@
         pattern (fn [ref]
                   (when (and (map? ref) (not (bpf/bpf-map? ref)))
                     (or (:glob ref) (when held-by (:name ref)))))
+        maps-of (fn [ref]
+                  (if-let [pattern (pattern ref)]
+                    (map #(select-keys % [:id :name :type]) (selection/matching pattern @all))
+                    [(identity-of-ref ref)]))
         found (into []
-                    (comp (mapcat #(if-let [pattern (pattern %)]
-                                     (selection/matching pattern @all)
-                                     [(identity-of-ref %)]))
-                          (map #(select-keys % [:id :name :type]))
+                    (comp (mapcat (fn [ref]
+                                    (if (next refs)
+                                      (let [x (error-or {:ref ref} #(maps-of ref))]
+                                        (if (map? x) [x] x))
+                                      (maps-of ref))))
                           (distinct))
                     refs)
         held (if held-by
-               (filterv (comp (selection/held-ids held-by) :id) found)
+               (filterv (some-fn :error (comp (selection/held-ids held-by) :id)) found)
                found)]
     (if (seq held)
       held
@@ -142,15 +160,13 @@
   "Returns a vector of `(f options m)` for the maps that options select.
 
   `m` is the map's `{:id :name :type}`, and `:ref` of the options refers to it. An error about one
-  map is its element, `(assoc m :error kind :message text)`; usage errors are thrown."
+  map is its element, `(assoc m :error kind :message text)`, and one about a reference
+  `{:ref :error :message}`; usage errors are thrown."
   [options f]
-  (mapv (fn [{:keys [id] :as m}]
-          (try
-            (f (-> options (dissoc :held-by) (assoc :ref {:id id})) m)
-            (catch ExceptionInfo e
-              (if (= :usage (:bpfmap/error (ex-data e)))
-                (throw e)
-                (assoc m :error (:bpfmap/error (ex-data e)) :message (ex-message e))))))
+  (mapv (fn [{:keys [id error] :as m}]
+          (if error
+            m
+            (error-or m #(f (-> options (dissoc :held-by) (assoc :ref {:id id})) m))))
         (selected options)))
 
 (defn open-typed

@@ -292,7 +292,8 @@
   With `:stream`, returns a reducible, which opens the map for each reduction. The metadata has
   the map's `:type` and `:spec`, and the reason why entries are bytes under `:untyped`. With
   `:count`, returns `{:map :count}`. If the options select any number of maps, returns a vector of
-  `{:map :entries}`, or of `{:map :count}`; see `input/several?`. With `:inner`, the entries of
+  `{:map :entries}`, or of `{:map :count}`; see `input/several?`. An error about one of them is the
+  element `{:id :name :type :error :message}`, or `{:ref :error :message}`. With `:inner`, the entries of
   the inner maps of a map of maps have its key as `:outer`.
 
       (dump {:ref {:name \"counts\"} :key-type :u32 :value-type :u64}) ;=> [{:key 7, :value 42}]

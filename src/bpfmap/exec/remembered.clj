@@ -16,6 +16,7 @@
             [bpfmap.impl.edn :as edn]
             [bpfmap.impl.edn-text :refer [edn-text]]
             [bpfmap.impl.host.holders :as holders]
+            [bpfmap.impl.user-file :as user-file]
             [bpfmap.type :as type]
             [clojure.string :as str])
   (:import (clojure.lang ExceptionInfo)
@@ -79,13 +80,18 @@
                            (str/replace problem #"^\[\]: " "")))))
                 {:key key :value value})))
 
+(def ^:private largest-file "The largest file of types, in bytes." (* 4 1024 1024))
+
+(defn- source [file]
+  {:file file :what "the file of types" :most largest-file})
+
 (defn- read-file
   "Returns the rows in a file by the names of maps; nil if it does not exist."
   [^String file]
   (when (.exists (File. file))
     (check-trusted file)
     (let [by-name (try
-                    (edn/read-text (saved-file/file-text file :types))
+                    (edn/read-text (user-file/text-in (source file)))
                     (catch ExceptionInfo e
                       (throw (if-let [problem (:bpfmap/problem (ex-data e))]
                                (malformed file (str "EDN (" problem ")"))
@@ -138,8 +144,7 @@
     (let [file (if (= "bpftrace" types) nil (or types (default-file)))
           rows (when file
                  (when (and types (not (.exists (File. ^String file))))
-                   (throw (error/error :io (str "Cannot read the file of types " (error/shown file))
-                                       {:bpfmap/file file :bpfmap/hint "there is no such file"})))
+                   (throw (user-file/refusal (source file) "there is no such file" nil)))
                  (filter #(fits? info %) (get (read-file file) name)))
           names (delay (owners id))
           row (or (some #(when (contains? @names (:owner %)) %) (filter :owner rows))

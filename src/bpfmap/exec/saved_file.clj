@@ -25,17 +25,15 @@
             [bpfmap.impl.map-types :as map-types]
             [bpfmap.impl.map.lifecycle :as lifecycle]
             [bpfmap.impl.map.raw-entries :as raw-entries]
+            [bpfmap.impl.user-file :as user-file]
             [bpfmap.spec :as spec])
   (:import (clojure.lang ExceptionInfo)
-           (java.io BufferedWriter FilterReader IOException InputStreamReader OutputStreamWriter
-                    PushbackReader Reader StringWriter)
+           (java.io BufferedWriter IOException OutputStreamWriter)
            (java.lang ProcessHandle)
-           (java.nio.channels Channels ClosedByInterruptException FileChannel
-                              OverlappingFileLockException)
+           (java.nio.channels Channels FileChannel OverlappingFileLockException)
            (java.nio.charset StandardCharsets)
-           (java.nio.file AccessDeniedException CopyOption DirectoryIteratorException
-                          FileSystemException Files LinkOption NoSuchFileException Path
-                          StandardCopyOption StandardOpenOption)
+           (java.nio.file CopyOption DirectoryIteratorException Files LinkOption
+                          NoSuchFileException Path StandardCopyOption StandardOpenOption)
            (java.nio.file.attribute FileAttribute PosixFilePermissions)
            (java.util Set)
            (java.util.concurrent ConcurrentHashMap)
@@ -48,17 +46,9 @@
   ^Path [file]
   (paths/->java (call/path-text file :save)))
 
-(defn- file-error
-  "Returns an IOException as an `:io` error."
-  [^IOException e op file what]
-  (let [reason (condp instance? e
-                 ClosedByInterruptException "the thread was interrupted"
-                 NoSuchFileException "no such file or directory"
-                 AccessDeniedException "permission denied"
-                 FileSystemException (or (.getReason ^FileSystemException e) (ex-message e))
-                 (ex-message e))]
-    (error/error :io (str file " cannot be " what)
-                 {:bpfmap/op op :bpfmap/file file :bpfmap/hint reason} e)))
+(defn- cannot-write [file reason cause]
+  (error/error :io (str "Cannot write the file " (error/printed file))
+               {:bpfmap/op :save :bpfmap/file file :bpfmap/hint reason} cause))
 
 ;; --- writing
 
@@ -187,8 +177,7 @@
         beside (paths/->java (paths/child (paths/parent place)
                                           (part-name (paths/file-name place) (writer-name))))]
     (when (and (Files/exists target no-links) (not (Files/isRegularFile target no-links)))
-      (throw (error/error :io (str file " cannot be written") {:bpfmap/op :save :bpfmap/file file
-                                                               :bpfmap/hint "it is not a regular file"})))
+      (throw (cannot-write file "it is not a regular file" nil)))
     (try
       (try
         (remove-parts (.getParent target) (paths/file-name place))
@@ -212,91 +201,19 @@
           (Files/deleteIfExists beside)
           (.remove ^Set @parts-open beside)))
       (catch IOException e
-        (throw (file-error e :save file "written"))))))
+        (throw (cannot-write file
+                             (cond
+                               (not (instance? NoSuchFileException e)) (user-file/reason e)
+                               (Files/isDirectory (.getParent target) (make-array LinkOption 0))
+                               "no file can be created there"
+                               :else "its directory does not exist")
+                             e))))))
 
 ;; --- reading
 
 (defn- saved-map? [x]
   (and (map? x) (map? (:spec x)) (vector? (:entries x))
        (every? #(and (vector? %) (= 2 (count %))) (:entries x))))
-
-(defn- refuse-special
-  "Throws `:io` for a directory, a device, a socket or a FIFO.
-
-  Pipes that the process inherited, such as /dev/stdin or a pipe of `<(…)`, are allowed."
-  [file op]
-  (let [path (java-path file)
-        follow (make-array LinkOption 0)
-        type (long (if (Files/exists path follow)
-                     (bit-and 0170000 (int (Files/getAttribute path "unix:mode" follow)))
-                     0))
-        given? (re-find #"^/dev/(stdin$|fd/)|^/proc/[^/]+/fd/" (str (.toAbsolutePath path)))
-        hint (case type
-               0040000 "it is a directory"
-               0010000 (when-not given? "it is a FIFO; pass its contents as /dev/stdin")
-               (0020000 0060000) "it is a device"
-               0140000 "it is a socket"
-               nil)]
-    (when hint
-      (throw (error/error :io (str file " cannot be read")
-                          {:bpfmap/op op :bpfmap/file file :bpfmap/hint hint})))))
-
-(defn- no-longer-than
-  "Returns a reader of at most `most` bytes of a file.
-
-  Throws IOException if the file grew."
-  ^Reader [^Reader below ^long most]
-  (let [left (volatile! most)
-        add (progress/counter "characters read")]
-    (proxy [FilterReader] [below]
-      (read
-        ([] (throw (UnsupportedOperationException.)))
-        ([chars offset length]
-         (let [n (.read below ^chars chars (int offset) (int length))]
-           ;; A character has one byte or more.
-           (when (pos? n)
-             (add n)
-             (when (neg? (long (vswap! left - n)))
-               (throw (IOException. "it grew while it was read"))))
-           n))))))
-
-(defn- text-reader
-  "Returns a reader of a file's text, which ends."
-  ^Reader [file op]
-  (refuse-special file op)
-  (let [path (java-path file)
-        regular? (Files/isRegularFile path (make-array LinkOption 0))
-        reader (Files/newBufferedReader path)]
-    (if regular? (no-longer-than reader (Files/size path)) reader)))
-
-(defn- file-reader
-  "Returns a reader of a file's EDN."
-  ^PushbackReader [file]
-  (edn/bounded-reader (text-reader file :restore)))
-
-(defn file-text
-  "Returns the text of a file, or of standard input for -.
-
-  Accepts the same files as [[read-file]]. Throws `:io` if it cannot be read or is not UTF-8.
-
-      (file-text \"/root/flows.csv\" :put) ;=> \"key,value\\n7,42\\n\""
-  [file op]
-  (try
-    (let [out (StringWriter.)]
-      (if (= "-" file)
-        (.transferTo (InputStreamReader. System/in (.newDecoder StandardCharsets/UTF_8)) out)
-        (with-open [^Reader reader (text-reader file op)]
-          (.transferTo reader out)))
-      (str out))
-    (catch java.nio.charset.CharacterCodingException e
-      (throw (error/error :io (str (if (= "-" file) "standard input" file) " cannot be read")
-                          {:bpfmap/op op :bpfmap/file file :bpfmap/hint "it is not UTF-8 text"}
-                          e)))
-    (catch IOException e (throw (file-error e op file "read")))
-    (catch OutOfMemoryError e
-      (throw (error/error :no-memory "The file needs more memory than the JVM may use"
-                          {:bpfmap/op op :bpfmap/file file
-                           :bpfmap/hint "give it more with the JVM's option -Xmx"} e)))))
 
 (defn read-file
   "Returns the contents of a saved file: `{:spec :entries …}`.
@@ -311,13 +228,14 @@
                                     {:bpfmap/op :restore :bpfmap/file file :bpfmap/hint hint}
                                     cause)))
         data (try
-               (with-open [^PushbackReader reader (file-reader file)]
-                 (let [data (edn/read-form reader {:eof nil})]
-                   (when (some? (edn/read-form reader {:eof nil}))
-                     (wrong "it has more than one EDN form" nil))
-                   data))
-               (catch java.nio.charset.CharacterCodingException e (wrong "it is not UTF-8 text" e))
-               (catch IOException e (throw (file-error e :restore file "read")))
+               (user-file/call-with-reader {:file file :what "the saved map" :op :restore
+                                            :progress (progress/counter "bytes read")}
+                 (fn [text]
+                   (let [reader (edn/bounded-reader text)
+                         data (edn/read-form reader {:eof nil})]
+                     (when (some? (edn/read-form reader {:eof nil}))
+                       (wrong "it has more than one EDN form" nil))
+                     data)))
                (catch ExceptionInfo e
                  (if-let [problem (:bpfmap/problem (ex-data e))]
                    (wrong problem e)

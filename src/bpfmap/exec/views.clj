@@ -709,7 +709,7 @@
   (let [failed (filter :error maps)]
     {:notes (for [{:keys [id message] :as m} failed
                   :let [message (wording/worded message)]]
-              (if (str/includes? message (str "map " id))
+              (if (or (nil? id) (str/includes? message (str "map " id)))
                 message
                 (str (map-text m) ": " message)))
      :exit (if (seq failed) 1 0)}))

@@ -364,6 +364,23 @@
   {:maps (host-part 'bpfmap.exec.map-info/list-fields)
    :programs (host-part 'bpfmap.exec.program-info/program-fields)})
 
+(def ^:private tls-forms
+  "The alternatives of the keys of `:tls`."
+  [[:certificate :key] [:keystore :password-file]])
+
+(defn- read-tls [{:keys [config found] :as ctx} path x]
+  (let [read (read-map ctx path (zipmap (flatten tls-forms) (repeat file)) x)
+        given (when (map? x) (filter #(some (partial contains? x) %) tls-forms))
+        problem #(vswap! found conj (problem config %1 %2 nil))]
+    (cond
+      (not (map? x)) nil
+      (= 1 (count given)) (doseq [k (first given) :when (not (contains? x k))]
+                            (problem (conj path k) "is required"))
+      :else (problem path (str "must have either :certificate and :key, or :keystore and"
+                               " :password-file, got " (if (seq given) "both" "neither"))))
+    (when (and (= 1 (count given)) (every? #(contains? read %) (first given)))
+      read)))
+
 (defn- read-http [{:keys [config found] :as ctx} path x]
   (let [part (fn [table needs]
                (fn [ctx path x]
@@ -371,13 +388,14 @@
                    (when (map? x)
                      (doseq [k needs :when (not (contains? x k))]
                        (vswap! found conj (problem config (conj path k) "is required" nil))))
-                   read)))]
+                   (when (every? #(contains? read %) needs)
+                     read))))]
     (read-map ctx path
               {:host text
                :port (satisfying #(and (int? %) (<= 0 (long %) 65535))
                                  "must be an integer from 0 to 65535")
                :page (satisfying #(or (boolean? %) (= :all %)) "must be true, false or :all")
-               :tls (part {:keystore file :password-file file} [:keystore :password-file])
+               :tls read-tls
                :basic-auth (part {:user text :password-file file} [:user :password-file])}
               x)))
 

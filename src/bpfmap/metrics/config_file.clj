@@ -3,10 +3,9 @@
   (:require [bpfmap.error :as error]
             [bpfmap.exec.arguments :as arguments]
             [bpfmap.impl.edn :as edn]
+            [bpfmap.impl.user-file :as user-file]
             [bpfmap.metrics.config :as config])
-  (:import (clojure.lang ExceptionInfo)
-           (java.io IOException)
-           (java.nio.file Files NoSuchFileException Path)))
+  (:import (clojure.lang ExceptionInfo)))
 
 (set! *warn-on-reflection* true)
 
@@ -17,20 +16,7 @@
 
   Throws `:io` and `:invalid-edn`."
   [file]
-  (let [path (Path/of file (make-array String 0))
-        content (try
-                  (when (< (long largest) (Files/size path))
-                    (throw (error/error :io (str "The config " (error/printed file)
-                                                 " must be at most " largest " bytes long")
-                                        {:bpfmap/file file})))
-                  (Files/readString path)
-                  (catch IOException e
-                    (throw (error/error :io (str "Cannot read the config " (error/printed file))
-                                        {:bpfmap/file file
-                                         :bpfmap/hint (if (instance? NoSuchFileException e)
-                                                        "there is no such file"
-                                                        (or (ex-message e) "it cannot be read"))}
-                                        e))))]
+  (let [content (user-file/text-in {:file file :what "the config" :most largest})]
     (try
       (arguments/with-keywords (edn/read-text content))
       (catch ExceptionInfo e

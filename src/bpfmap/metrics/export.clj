@@ -84,10 +84,12 @@
 (defn reload
   "Reads the config again; returns a text about what happened.
 
-  An invalid config is not used: the one before stays. Where the server listens does not change."
-  [{:keys [file options state]}]
+  An invalid config is not used: the one before stays. Where the server listens does not change. The
+  files of keys and passwords are read again."
+  [{:keys [file options state] :as export}]
   (try
     (let [config (config-file/read-config file)
+          _ (server/reload export)
           collection (collecting/start config options)
           {former :collection former-config :config} @state]
       (swap! state assoc :collection collection :config config :good true :loaded (seconds-now))

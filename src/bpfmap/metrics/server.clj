@@ -2,20 +2,19 @@
   "Serves a registry and the page over HTTP: the JDK's server, with the handler of the Prometheus
   library for /metrics."
   (:require [bpfmap.error :as error]
+            [bpfmap.metrics.credentials :as credentials]
             [clojure.string :as str])
   (:import (com.sun.net.httpserver Authenticator BasicAuthenticator HttpExchange HttpHandler
                                    HttpServer HttpsConfigurator HttpsServer)
            (io.prometheus.metrics.exporter.httpserver MetricsHandler)
            (io.prometheus.metrics.model.registry PrometheusRegistry)
-           (java.io ByteArrayInputStream IOException)
+           (java.io IOException)
            (java.net InetAddress InetSocketAddress UnknownHostException)
            (java.nio.charset StandardCharsets)
-           (java.nio.file Files LinkOption Path)
-           (java.nio.file.attribute PosixFilePermission)
-           (java.security GeneralSecurityException KeyStore MessageDigest)
+           (java.security MessageDigest)
            (java.util.concurrent ExecutorService Executors ThreadFactory)
            (java.util.concurrent.atomic AtomicLong)
-           (javax.net.ssl KeyManagerFactory SSLContext)))
+           (javax.net.ssl SSLContext SSLContextSpi)))
 
 (set! *warn-on-reflection* true)
 
@@ -23,68 +22,40 @@
   "The default address of the server: only this host can connect."
   {:host "127.0.0.1" :port 9435})
 
-;; --- files with secrets
-
-(defn- io-error [what file ^Throwable e]
-  (error/error :io (str "Cannot read " what " " (error/printed file))
-               {:bpfmap/op :metrics :bpfmap/file file
-                :bpfmap/hint (if (instance? java.nio.file.NoSuchFileException e)
-                               "there is no such file"
-                               (or (ex-message e) (str (class e))))}
-               e))
-
-(defn- read-secret
-  "Returns the first line of a file, which only its owner and group may read."
-  [file]
-  (let [path (Path/of file (make-array String 0))]
-    (try
-      (when (contains? (Files/getPosixFilePermissions path (make-array LinkOption 0))
-                       PosixFilePermission/OTHERS_READ)
-        (throw (error/error :permission (str "Other users can read the file of the password "
-                                             (error/printed file))
-                            {:bpfmap/op :metrics :bpfmap/file file
-                             :bpfmap/hint (str "chmod o= " file)})))
-      (let [line (first (str/split-lines (Files/readString path)))]
-        (when (str/blank? line)
-          (throw (error/error :invalid-value (str "The file of the password " (error/printed file)
-                                                  " must have a password in its first line")
-                              {:bpfmap/op :metrics :bpfmap/file file})))
-        line)
-      (catch IOException e
-        (throw (io-error "the file of the password" file e))))))
-
 ;; --- TLS and passwords
 
-(defn- tls ^HttpsConfigurator [{:keys [keystore password-file]}]
-  (let [password (.toCharArray ^String (read-secret password-file))
-        content (try
-                  (Files/readAllBytes (Path/of keystore (make-array String 0)))
-                  (catch IOException e
-                    (throw (io-error "the key store" keystore e))))]
-    (try
-      (let [store (doto (KeyStore/getInstance "PKCS12")
-                    (.load (ByteArrayInputStream. content) password))
-            keys (doto (KeyManagerFactory/getInstance (KeyManagerFactory/getDefaultAlgorithm))
-                   (.init store password))]
-        (HttpsConfigurator. (doto (SSLContext/getInstance "TLS")
-                              (.init (.getKeyManagers keys) nil nil))))
-      (catch GeneralSecurityException e
-        (throw (io-error "the key store" keystore e)))
-      ;; A wrong password is an IOException here.
-      (catch IOException e
-        (throw (io-error "the key store" keystore e))))))
+(defn- current-tls
+  "Returns a configurator of TLS that uses the SSLContext of `credentials` for each connection.
+
+  The JDK's server looks up its SSLContext once, so this one makes engines by the current one."
+  ^HttpsConfigurator [credentials]
+  (let [current (fn ^SSLContext [] (:tls @credentials))
+        spi (proxy [SSLContextSpi] []
+              (engineInit [_ _ _])
+              (engineGetSocketFactory [] (.getSocketFactory ^SSLContext (current)))
+              (engineGetServerSocketFactory [] (.getServerSocketFactory ^SSLContext (current)))
+              (engineCreateSSLEngine
+                ([] (.createSSLEngine ^SSLContext (current)))
+                ([host port] (.createSSLEngine ^SSLContext (current) host (int port))))
+              (engineGetServerSessionContext [] (.getServerSessionContext ^SSLContext (current)))
+              (engineGetClientSessionContext [] (.getClientSessionContext ^SSLContext (current)))
+              (engineGetDefaultSSLParameters []
+                (.getDefaultSSLParameters ^SSLContext (current)))
+              (engineGetSupportedSSLParameters []
+                (.getSupportedSSLParameters ^SSLContext (current))))]
+    (HttpsConfigurator. (proxy [SSLContext] [spi (.getProvider ^SSLContext (current)) "TLS"]))))
 
 (defn- same-text?
   "Compares two texts in a time that does not depend on where they differ."
   [^String a ^String b]
   (MessageDigest/isEqual (.getBytes a StandardCharsets/UTF_8) (.getBytes b StandardCharsets/UTF_8)))
 
-(defn- password-check ^Authenticator [{:keys [user password-file]}]
-  (let [password (read-secret password-file)]
-    (proxy [BasicAuthenticator] ["bpfmap"]
-      (checkCredentials [given-user given]
-        (let [user? (same-text? user given-user)]
-          (and (same-text? password given) user?))))))
+(defn- password-check ^Authenticator [credentials]
+  (proxy [BasicAuthenticator] ["bpfmap"]
+    (checkCredentials [given-user given]
+      (let [{:keys [user password]} (:basic-auth @credentials)
+            user? (same-text? user given-user)]
+        (and (same-text? password given) user?)))))
 
 ;; --- the server
 
@@ -182,10 +153,11 @@
   Throws `:busy` if the port is taken, and `:io`, `:permission` or `:invalid-value` for files and
   hosts that cannot be used."
   [registry http start-page]
-  (let [{:keys [host port basic-auth] tls-files :tls} (merge defaults http)
+  (let [{:keys [host port tls basic-auth] :as http} (merge defaults http)
         inet-address (address host)
-        https (some-> tls-files tls)
-        authenticator (some-> basic-auth password-check)
+        credentials (atom (credentials/load http))
+        https (when tls (current-tls credentials))
+        authenticator (when basic-auth (password-check credentials))
         server (listen inet-address host port https)
         page (start-page {:password (some? basic-auth)
                           :loopback (.isLoopbackAddress inet-address)})
@@ -195,8 +167,15 @@
                                   (handler (MetricsHandler. ^PrometheusRegistry registry) page))]
       (when authenticator (.setAuthenticator context authenticator)))
     (.start server)
-    {:server server :threads threads :page page
+    {:server server :threads threads :page page :http http :credentials credentials
      :url (url https inet-address (.getPort (.getAddress server)))}))
+
+(defn reload
+  "Reads the files of keys and passwords again, for connections that come later.
+
+  Throws as [[start]] does for a file that cannot be used; then the former contents stay."
+  [{:keys [http credentials]}]
+  (reset! credentials (credentials/load http)))
 
 (defn stop
   "Stops a server, and ends what its clients are waiting for."

@@ -225,12 +225,12 @@
         [] 2 "put requires KEY or --file FILE; see `bpfmap help put`"
         ["1" "--file" "/x"] 2 "KEY cannot be combined with --file; see `bpfmap help put`"
         ["--file" "/x" "--field" "n"] 2 "--field cannot be combined with --file; see `bpfmap help put`"
-        ["--file" "/no/such"] 1 "/no/such cannot be read: no such file or directory"
-        ["--file" "/tmp"] 1 "/tmp cannot be read: it is a directory"
-        ["--file" "/dev/zero"] 1 "/dev/zero cannot be read: it is a device")
+        ["--file" "/no/such"] 1 "Cannot read the entries in \"/no/such\": there is no such file"
+        ["--file" "/tmp"] 1 "Cannot read the entries in \"/tmp\": it is a directory"
+        ["--file" "/dev/zero"] 1 "Cannot read the entries in \"/dev/zero\": it is a device")
       (let [file (file-of ".csv" "")]
         (with-open [out (io/output-stream file)] (.write out (byte-array [(unchecked-byte 0xff)])))
-        (is (= (str "bpfmap: " file " cannot be read: it is not UTF-8 text\n")
+        (is (= (str "bpfmap: Cannot read the entries in " (pr-str file) ": it is not UTF-8 text\n")
                (:err (bpfmap "put" "--yes" (id-of m) "--file" file))))))))
 
 (kernel-test insert-and-replace-from-file

@@ -92,10 +92,10 @@
           ^File text (io/file directory "a.o")]
       (try
         (spit text "int main() { return 0; }\n")
-        (is (= [1 "bpfmap: Cannot read the object /nowhere/a.o: there is no such file"]
+        (is (= [1 "bpfmap: Cannot read the object \"/nowhere/a.o\": there is no such file"]
                (refused "inspect" "/nowhere/a.o")))
-        (is (= [1 (str "bpfmap: Cannot read the object " directory ": " directory
-                       " (Is a directory)")]
+        (is (= [1 (str "bpfmap: Cannot read the object " (pr-str (str directory))
+                       ": it is a directory")]
                (refused "inspect" directory)))
         (is (= [1 "bpfmap: Malformed object: it does not begin as a 64-bit ELF file does"]
                (refused "inspect" text)))

@@ -29,7 +29,7 @@
           ;; Some report each item, and reading a file each buffer.
           coarse (fn [found]
                    (filter (fn [[what n]]
-                             (and (not= "characters read" what) (contains? #{4096 8192} n)))
+                             (and (not= "bytes read" what) (contains? #{4096 8192} n)))
                            found))]
       (try
         (bpf/put-all! m (map #(vector % %) (range 10000)))
@@ -53,8 +53,8 @@
                   "all are there already")
               (finally (io/delete-file pin true)))))
         (testing "reading a saved file"
-          (is (= ["characters read" (.length (io/file file))]
-                 (last (filter #(= "characters read" (first %))
+          (is (= ["bytes read" (.length (io/file file))]
+                 (last (filter #(= "bytes read" (first %))
                                (reports #(exec/diff {:old file :new m})))))))
         (testing "watch"
           (is (= expected (reports #(reduce (fn [_ frame] (reduced frame)) nil

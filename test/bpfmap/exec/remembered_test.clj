@@ -96,7 +96,7 @@
             file (str dir "/types.edn")
             line (fn [& args] (str/trim-newline
                                (:err (apply bpfmap "dump" (id-of m) (or args ["--types" file])))))]
-        (is (= (str "bpfmap: Cannot read the file of types " file ": there is no such file") (line)))
+        (is (= (str "bpfmap: Cannot read the file of types " (pr-str file) ": there is no such file") (line)))
         (spit file "{\"remembered\" [{:key :u32}]}")
         (mode file "rw-r--r--")
         (is (= 1 (:key (first (exec/dump {:ref (id-of m) :types file})))))

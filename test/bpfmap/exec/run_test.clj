@@ -177,7 +177,7 @@
              [[calls "--map" "pids=no_such_map"] 1 "No map named \"no_such_map\""]
              [[calls "--map" "pid=1"] 2
               "--map must name a map of the object, got \"pid\": did you mean pids?"]
-             [["/nowhere/x.o"] 1 "Cannot read the object /nowhere/x.o: there is no such file"]]]
+             [["/nowhere/x.o"] 1 "Cannot read the object \"/nowhere/x.o\": there is no such file"]]]
       (testing words
         (let [[exit line] (apply refused "run" words)]
           (is (= code exit))

@@ -120,13 +120,39 @@
                           (:err (bpfmap "dump" (str own "_perf*") (str own "_?")))))))
          (is (= :not-supported (:error (last (exec/dump {:ref (str own "_*")}))))))))))
 
+(kernel-test missing-references
+  (with-maps
+   (fn [a b _]
+     (let [missing (str own "_none")
+           message (str "No map named \"" missing "\"")
+           [found-a found-b] (map #(select-keys (bpf/info %) [:id :name :type]) [a b])
+           all [(id-of a) missing (id-of b) (str own "_no*") "/no/such/pin"]
+           messages [message (str "No map has a name like \"" own "_no*\"")
+                     "There is no map pinned at /no/such/pin"]]
+       (testing "of several references, those without a map are errors, and the others are printed"
+         (doseq [words [["dump"] ["dump" "--count"] ["show"]]
+                 :let [{:keys [exit out err]} (apply bpfmap (concat words all))]]
+           (is (= 1 exit) (str words))
+           (is (= messages (map #(subs % 8) (str/split-lines err))) (str words))
+           (is (every? #(str/includes? out (str (:id %))) [found-a found-b]) (str words)))
+         (is (= 1 (:exit (bpfmap "dump" missing "no_such_map_either"))))
+         (is (= [{:ref {:name missing} :error :not-found :message message}
+                 {:map found-b :count 1}]
+                (exec/dump {:ref [missing (id-of b)] :count true})))
+         (is (= [{:ref {:name missing} :error :not-found :message message} (:id found-a)]
+                (update (exec/show {:ref [missing a]}) 1 :id))))
+       (testing "the only reference must have a map"
+         (is (= [1 (str "bpfmap: " message)] (refused "dump" missing) (refused "show" missing))))
+       (testing "a usage error concerns all"
+         (is (= [2 "bpfmap: Unknown field nope: the fields are key, value"]
+                (refused "dump" missing (id-of a) "--where" "nope=1"))))))))
+
 (kernel-test refused-selections
   (with-maps
    (fn [a _ _]
      (are [words message] (= [(if (str/includes? message "see `") 2 1) (str "bpfmap: " message)]
                              (apply refused words))
        ["dump" (str own "_no*")] (str "No map has a name like \"" own "_no*\"")
-       ["dump" (str own "_a") (str own "no")] (str "No map named \"" own "no\"")
        ["show" (str own "_?") "--held-by" "no_such"]
        "No process no_such has one of these maps open"
        ["dump" "--held-by" "no_such"] "No process no_such has a map open"

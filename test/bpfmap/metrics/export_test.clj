@@ -4,6 +4,7 @@
             [bpfmap.core :as bpf]
             [bpfmap.exposition :as exposition]
             [bpfmap.fixture :as fixture :refer [error-of kernel-test]]
+            [bpfmap.metrics.credentials :as credentials]
             [bpfmap.metrics.export :as export]
             [clojure.java.io :as io]
             [clojure.string :as str]
@@ -12,11 +13,11 @@
            (java.net InetSocketAddress Socket URI)
            (java.net.http HttpClient HttpRequest HttpRequest$BodyPublishers HttpRequest$Builder
                           HttpResponse$BodyHandlers)
-           (java.security SecureRandom)
+           (java.security KeyStore SecureRandom)
            (java.security.cert X509Certificate)
            (java.util Base64 List)
            (java.util.concurrent TimeUnit)
-           (javax.net.ssl SSLContext TrustManager)))
+           (javax.net.ssl SSLContext SSLSocket TrustManager)))
 
 (set! *warn-on-reflection* true)
 
@@ -171,6 +172,171 @@
                                          {:ssl ssl}))))))
         (spit secret "wrong\n")
         (is (str/starts-with? (failing) (str "Cannot read the key store " (pr-str keystore) ": ")))))))
+
+(defn- keytool [& args]
+  (let [{:keys [exit out err]}
+        (fixture/run (into [(str (System/getProperty "java.home") "/bin/keytool")] args))]
+    (is (= 0 exit) (str out err))
+    out))
+
+(defn- pem [label ^bytes content]
+  (str "-----BEGIN " label "-----\n"
+       (.encodeToString (Base64/getMimeEncoder 64 (.getBytes "\n")) content)
+       "\n-----END " label "-----\n"))
+
+(defn- private-file [dir name content]
+  (let [file (file-in dir name content)]
+    (.setReadable (io/file file) false false)
+    (.setReadable (io/file file) true true)
+    file))
+
+(defn- new-pairs
+  "Makes keys by algorithm: {:certificate :key}, as PEM, and the DER of the key.
+
+  The first is the issuer of the others."
+  [dir algorithms]
+  (let [keystore (str (io/file dir "all.p12"))
+        password (.toCharArray "changeit")]
+    (doseq [algorithm algorithms :let [issuer? (= algorithm (first algorithms))]]
+      (apply keytool "-genkeypair" "-alias" algorithm "-keyalg" algorithm
+             "-dname" (str "CN=" algorithm) "-storetype" "PKCS12" "-storepass" "changeit"
+             "-keystore" keystore
+             (if issuer? ["-ext" "bc:c"] ["-signer" (first algorithms)])))
+    (let [store (KeyStore/getInstance "PKCS12")]
+      (with-open [in (io/input-stream keystore)]
+        (.load store in password))
+      (for [algorithm algorithms
+            :let [der (.getEncoded (.getKey store algorithm password))]]
+        {:certificate (str/join (map #(pem "CERTIFICATE" (.getEncoded ^X509Certificate %))
+                                     (.getCertificateChain store algorithm)))
+         :key (pem "PRIVATE KEY" der)
+         :der der}))))
+
+(defn- served-names
+  "The names of the certificates that a server presents to a new client."
+  [url]
+  (let [{:keys [port]} (bean (URI. url))
+        socket ^SSLSocket (.createSocket (.getSocketFactory (trusting-all)) "localhost" (int port))]
+    (with-open [socket socket]
+      (.startHandshake socket)
+      (mapv #(str (.getSubjectX500Principal ^X509Certificate %))
+            (.getPeerCertificates (.getSession socket))))))
+
+(kernel-test tls-of-pem-files
+  (testing "with a certificate and a key in PEM files, the server answers by HTTPS"
+    (with-directory [dir]
+      (let [[rsa ec ed] (new-pairs dir ["RSA" "EC" "Ed25519"])
+            files (fn [certificate key]
+                    {:certificate (file-in dir "cert.pem" certificate)
+                     :key (private-file dir "key.pem" key)})
+            config (fn [tls] {:http {:port 0 :tls tls} :host false :metrics []})
+            error (fn [tls] (error-of (export/start (file-in dir "m.edn" (pr-str (config tls)))
+                                                    nil)))]
+        (doseq [[{:keys [certificate key]} names] [[rsa ["CN=RSA"]] [ec ["CN=EC" "CN=RSA"]]
+                                                   [ed ["CN=Ed25519" "CN=RSA"]]]
+                :let [tls (files (str "a text before it\n" certificate) key)]]
+          (with-export [e dir (config tls)]
+            (is (= 200 (:status (fetched (str/replace (:url e) "127.0.0.1" "localhost")
+                                         {:ssl (trusting-all)}))))
+            (is (= names (served-names (:url e))))))
+        (testing "a renewed certificate is used after SIGHUP, a broken one is not"
+          (with-export [e dir (config (files (:certificate rsa) (:key rsa)))]
+            (is (= ["CN=RSA"] (served-names (:url e))))
+            (files (:certificate ec) (:key ec))
+            (is (= ["CN=RSA"] (served-names (:url e))))
+            (is (= (str "The config " (pr-str (:file e)) " was read again") (export/reload e)))
+            (is (= ["CN=EC" "CN=RSA"] (served-names (:url e))))
+            (files (:certificate rsa) (:key ec))
+            (is (= (str "The key " (pr-str (str (io/file dir "key.pem")))
+                        " does not belong to the first certificate in "
+                        (pr-str (str (io/file dir "cert.pem")))
+                        ": the certificate of the server must come before others"
+                        "; the config before it stays in use")
+                   (export/reload e)))
+            (is (= ["CN=EC" "CN=RSA"] (served-names (:url e))))))
+        (testing "files that cannot be used are refused, and --check prints all of them"
+          (let [command (fn [file] (str "convert it with openssl pkcs8 -topk8 -nocrypt -in " file
+                                        " -out NEW.pem"))]
+            (doseq [[certificate key kind what reason]
+                    [[(:certificate ec) (:key rsa) :invalid-value "The key"
+                      #(str " does not belong to the first certificate in " (pr-str (:certificate %))
+                            ": the certificate of the server must come before others")]
+                     [(:certificate ec) (pem "ENCRYPTED PRIVATE KEY" (:der ec)) :io
+                      "Cannot read the key" #(str ": it is encrypted; " (command (:key %)))]
+                     [(:certificate ec) (pem "RSA PRIVATE KEY" (:der rsa)) :io "Cannot read the key"
+                      #(str ": it has an RSA PRIVATE KEY instead of PKCS#8; " (command (:key %)))]
+                     [(:certificate ec) (str (pem "EC PARAMETERS" (byte-array 9))
+                                             (pem "EC PRIVATE KEY" (:der ec)))
+                      :io "Cannot read the key"
+                      #(str ": it has an EC PRIVATE KEY instead of PKCS#8; " (command (:key %)))]
+                     [(str (:certificate rsa) (:certificate ec)) (:key rsa) :invalid-value
+                      "The certificates in"
+                      (constantly " must be a chain: that of the server, then its issuer's")]
+                     [(:certificate ec) "nothing" :io "Cannot read the key"
+                      (constantly ": it must have a private key in PEM format")]
+                     [(:certificate ec) (pem "PRIVATE KEY" (byte-array 40)) :io "Cannot read the key"
+                      (constantly ": it must be an RSA, EC or EdDSA key in PKCS#8")]
+                     [(:key ec) (:key ec) :io "Cannot read the certificate"
+                      (constantly ": it must have certificates in PEM format")]
+                     [(pem "CERTIFICATE" (byte-array 40)) (:key ec) :io "Cannot read the certificate"
+                      (constantly ": it must have certificates in PEM format")]]
+                    :let [tls (files certificate key)
+                          named ((if (str/includes? what "certificate") :certificate :key) tls)
+                          message (str what " " (pr-str named) (reason tls))]]
+              (is (= [kind message] ((juxt :bpfmap/error :message) (error tls))))
+              (is (= {:exit 1 :out (str message "\n") :err ""}
+                     (bpfmap "export" "--check"
+                             (file-in dir "c.edn" (pr-str (config tls)))))))
+            (let [tls (files (:certificate ec) (:key ec))]
+              (.setReadable (io/file (:key tls)) true false)
+              (is (= [:permission (str "Other users can read the key " (pr-str (:key tls))
+                                       ": chmod o= " (:key tls))]
+                     ((juxt :bpfmap/error :message) (error tls)))))))
+        (testing "the keys of a config must be one of the two forms"
+          (doseq [[tls problems]
+                  [[{} [(str ":http :tls must have either :certificate and :key, or :keystore and"
+                             " :password-file, got neither")]]
+                   [{:certificate "a" :password-file "b"}
+                    [(str ":http :tls must have either :certificate and :key, or :keystore and"
+                          " :password-file, got both")]]
+                   [{:key "a"} [":http :tls :certificate is required"]]
+                   [{:keystore "a"} [":http :tls :password-file is required"]]]]
+            (is (= problems
+                   (str/split-lines
+                    (:out (bpfmap "export" "--check"
+                                  (file-in dir "c.edn" (pr-str (config tls))))))))))))))
+
+(deftest keys-of-openssl
+  (testing "the command of the refusal makes a key that is accepted"
+    (if-not (fixture/executable "openssl")
+      (fixture/skip! "openssl is not installed")
+      (with-directory [dir]
+        (let [in (fn [name] (str (io/file dir name)))
+              openssl (fn [& args]
+                        (let [{:keys [exit out err]} (fixture/run (into ["openssl"] args))]
+                          (is (= 0 exit) (str out err))))]
+          (openssl "req" "-x509" "-newkey" "rsa:2048" "-nodes" "-subj" "/CN=o" "-days" "2"
+                   "-keyout" (in "pkcs8.pem") "-out" (in "rsa.crt"))
+          (openssl "rsa" "-traditional" "-in" (in "pkcs8.pem") "-out" (in "pkcs1.pem"))
+          (openssl "pkcs8" "-topk8" "-in" (in "pkcs8.pem") "-passout" "pass:x"
+                   "-out" (in "encrypted.pem"))
+          (openssl "rsa" "-traditional" "-aes128" "-passout" "pass:x" "-in" (in "pkcs8.pem")
+                   "-out" (in "encrypted1.pem"))
+          (openssl "ecparam" "-name" "prime256v1" "-genkey" "-out" (in "sec1.pem"))
+          (openssl "req" "-x509" "-key" (in "sec1.pem") "-subj" "/CN=o" "-days" "2"
+                   "-out" (in "ec.crt"))
+          (doseq [[key certificate reason]
+                  [["pkcs1.pem" "rsa.crt" #"it has an RSA PRIVATE KEY instead of PKCS#8"]
+                   ["encrypted.pem" "rsa.crt" #"it is encrypted"]
+                   ["encrypted1.pem" "rsa.crt" #"it is encrypted"]
+                   ["sec1.pem" "ec.crt" #"it has an EC PRIVATE KEY instead of PKCS#8"]]
+                  :let [tls {:certificate (in certificate) :key (in key)}
+                        [message] (credentials/problems {:tls tls})
+                        [_ command] (re-find #"convert it with openssl (.*) -out NEW.pem$" message)]]
+            (is (re-find reason message))
+            (apply openssl (into (str/split command #" ")
+                                 ["-out" (in "NEW.pem") "-passin" "pass:x"]))
+            (is (= [] (credentials/problems {:tls (assoc tls :key (in "NEW.pem"))})) key)))))))
 
 (kernel-test addresses-that-are-taken
   (testing "a port that is taken, and a host that does not exist, are reported"

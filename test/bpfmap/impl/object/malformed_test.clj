@@ -422,15 +422,15 @@
   (testing "rejects what is neither a path, a stream nor bytes"
     (doseq [[source error message]
             [[42 :invalid-value "The source must be a path, a stream or bytes, got 42"]
-             ["/nowhere/x.o" :not-found
-              "Cannot read the object /nowhere/x.o: there is no such file"]
+             ["/nowhere/x.o" :io
+              "Cannot read the object \"/nowhere/x.o\": there is no such file"]
              [(str (System/getProperty "java.io.tmpdir")) :io "Cannot read the object"]
              [(proxy [InputStream] []
                 (read ([] (throw (IOException. "gone")))
                   ([_] (throw (IOException. "gone")))
                   ([_ _ _] (throw (IOException. "gone")))))
               :io "Cannot read the object from the stream: gone"]
-             ["/dev/zero" :malformed-object "The object must have at most 67108864 bytes"]]]
+             ["/dev/zero" :io "Cannot read the object \"/dev/zero\": it is a device"]]]
       (let [e (try (object/read source) nil (catch ExceptionInfo e e))]
         (is (= error (:bpfmap/error (ex-data e))))
         (is (str/includes? (str (ex-message e)) message)))))
