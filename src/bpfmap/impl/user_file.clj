@@ -94,8 +94,10 @@
   "Returns the stream of a source."
   ^InputStream [{:keys [file in most op progress] :as source}]
   (let [path (when-not in (paths/->java (call/path-text file op)))
-        _ (some->> path special (#(throw (refusal source % nil))))
-        stream (or in (Files/newInputStream path (make-array OpenOption 0)))]
+        stream (or in
+                   (if-let [reason (special path)]
+                     (throw (refusal source reason nil))
+                     (Files/newInputStream path (make-array OpenOption 0))))]
     (if (or most (nil? path) (not (Files/isRegularFile path follow)))
       (limited stream most (str "it must have at most " most " bytes") progress)
       (limited stream (Files/size path) "it grew while it was read" progress))))
