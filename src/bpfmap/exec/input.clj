@@ -105,9 +105,9 @@
     (select-keys (bpf/info m) [:id :name :type])))
 
 (defn- error-or
-  "Returns the result of f, or the error that it throws as the `:error` and `:message` of a row.
+  "Returns the result of f, or a row with the error that it throws.
 
-  Throws usage errors, because they concern all rows."
+  The row gets `:error` and `:message`. Throws usage errors, because they concern all rows."
   [row f]
   (try
     (f)

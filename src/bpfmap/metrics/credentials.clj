@@ -84,7 +84,7 @@
   (.decode (Base64/getMimeDecoder) content))
 
 (defn- certificates
-  "Returns the certificates of a PEM file: that of the key first, then those that vouch for it."
+  "Returns the certificates of a PEM file: the server's first, then its issuers'."
   [file]
   (let [source (source "the certificate" file)
         refuse (fn [cause]
@@ -180,9 +180,9 @@
                  {:user user :password (password password-file)})})
 
 (defn load
-  "Returns what the files of a checked `:http` have: `{:tls SSLContext :basic-auth data}`.
+  "Reads the files of a checked `:http`.
 
-  Throws `:io`, `:permission` or `:invalid-value` for a file that cannot be used.
+  Returns `{:tls SSLContext :basic-auth {:user :password}}`. Throws `:io`, `:permission` or `:invalid-value` for a file that cannot be used.
 
       (load {:basic-auth {:user \"prom\" :password-file \"/etc/bpfmap/password\"}})
       ;=> {:basic-auth {:user \"prom\", :password \"s3cret\"}}"
@@ -192,8 +192,8 @@
 (defn problems
   "Returns the messages about files of a checked `:http` that cannot be used.
 
-      (problems {:tls {:certificate \"/no/such\" :key \"/no/such\"}})
-      ;=> [\"Cannot read the certificate \\\"/no/such\\\": there is no such file\"]"
+      (problems {:tls {:certificate \"/tmp\" :key \"/tmp/key.pem\"}})
+      ;=> [\"Cannot read the certificate \\\"/tmp\\\": it is a directory\"]"
   [http]
   (into [] (keep #(try (load (select-keys http [%])) nil (catch ExceptionInfo e (ex-message e))))
         (keys readers)))

@@ -25,7 +25,7 @@
 ;; --- TLS and passwords
 
 (defn- current-tls
-  "Returns a configurator of TLS that uses the SSLContext of `credentials` for each connection.
+  "Returns a configurator of TLS by the current SSLContext of `credentials`.
 
   The JDK's server looks up its SSLContext once, so this one makes engines by the current one."
   ^HttpsConfigurator [credentials]

@@ -128,7 +128,7 @@
            [found-a found-b] (map #(select-keys (bpf/info %) [:id :name :type]) [a b])
            all [(id-of a) missing (id-of b) (str own "_no*") "/no/such/pin"]
            messages [message (str "No map has a name like \"" own "_no*\"")
-                     "There is no map pinned at /no/such/pin"]]
+                     "Opening /no/such/pin failed with ENOENT: the file /no/such/pin does not exist"]]
        (testing "of several references, those without a map are errors, and the others are printed"
          (doseq [words [["dump"] ["dump" "--count"] ["show"]]
                  :let [{:keys [exit out err]} (apply bpfmap (concat words all))]]
