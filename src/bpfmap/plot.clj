@@ -18,7 +18,7 @@
   | `:width` `:height` | the size of the picture, in pixels         | 600, as high as needed |
 
   Keys are shown as text: a struct as `src=10.0.0.1 port=443`. Integers beyond 2^53 are rounded by
-  what draws them."
+  what draws them. Numbers that are not finite are left out, because JSON does not have them."
   (:require [bpfmap.error :as error]
             [bpfmap.impl.field-path :as field-path]
             [bpfmap.impl.options :as options]
@@ -84,6 +84,11 @@
                         (when (map? one)
                           (str "give one of its fields as :field, such as "
                                (error/printed (first (keys one))))))))))
+
+(defn- finite?
+  "Returns false for NaN and infinity, which JSON does not have."
+  [x]
+  (Double/isFinite (double x)))
 
 ;; --- specs
 
@@ -169,16 +174,16 @@
   ([samples {:keys [unit] :as options}]
    (options/check :plot-heat-map options)
    (let [samples (for [[seconds histograms :as sample] samples]
-                   (if (number? seconds)
+                   (if (and (number? seconds) (finite? seconds))
                      [seconds (check-histograms histograms)]
                      (throw (invalid (str "A sample must be [seconds histograms], got "
                                           (error/printed sample)) nil))))]
      (spec-of (for [[[from before] [to after]] (partition 2 1 samples)
                     :let [old (counts-by-bucket before)]
                     [bucket n] (counts-by-bucket after)
-                    :let [more (- (bigint n) (bigint (old bucket 0)))]
+                    :let [more (-' n (old bucket 0))]
                     :when (not (zero? more))]
-                {:from from :to to :bucket bucket :count (if (neg? more) n (long more))})
+                {:from from :to to :bucket bucket :count (if (neg? more) n more)})
               options
               {:mark {:type "rect" :tooltip true}
                :encoding {:x {:field "from" :type "quantitative" :title "seconds"
@@ -208,10 +213,11 @@
    (let [path (path-of field)
          points (into []
                       (mapcat (fn [{:keys [elapsed rows]}]
-                                (for [{:keys [key per-second]} rows :when (some? per-second)]
-                                  {:seconds elapsed
-                                   :key (shown key)
-                                   :rate (number-of per-second path)})))
+                                (for [{:keys [key per-second]} rows
+                                      :when (some? per-second)
+                                      :let [rate (number-of per-second path)]
+                                      :when (finite? rate)]
+                                  {:seconds elapsed :key (shown key) :rate rate})))
                       frames)
          totals (reduce (fn [sums {:keys [key rate]}] (update sums key (fnil +' 0) (abs rate)))
                         {} points)
@@ -236,9 +242,10 @@
    (options/check :plot-top options)
    (let [path (path-of field)
          rows (into []
-                    (map (fn [entry]
-                           (let [[k v] (if (map? entry) [(:key entry) (:value entry)] entry)]
-                             {:key (shown k) :value (number-of v path)})))
+                    (comp (map (fn [entry]
+                                 (let [[k v] (if (map? entry) [(:key entry) (:value entry)] entry)]
+                                   {:key (shown k) :value (number-of v path)})))
+                          (filter (comp finite? :value)))
                     entries)]
      (spec-of (most limit :value rows)
               options

@@ -83,6 +83,23 @@
       (is (= ["1" "0"] (get-in spec [:encoding :y :sort]))))
     (is (valid? (plot/heat-map [])))))
 
+(deftest odd-numbers
+  (let [large 18446744073709551615N]
+    (testing "unsigned integers of 64 bits"
+      (let [spec (plot/heat-map [[0 []] [1 [{:buckets [{:from 0 :to 1 :count large}]}]]])]
+        (is (valid? spec))
+        (is (= [large] (map :count (get-in spec [:data :values]))))))
+    (testing "numbers that JSON does not have are left out"
+      (let [spec (plot/top {"a" ##NaN "b" 2.0 "c" ##Inf "d" large "e" ##-Inf "f" -5})]
+        (is (valid? spec))
+        (is (= ["d" "b" "f"] (map :key (get-in spec [:data :values])))))
+      (let [spec (plot/rates [{:elapsed 1.0 :rows [{:key 1 :per-second ##NaN}
+                                                   {:key 2 :per-second 5.0}]}])]
+        (is (valid? spec))
+        (is (= ["2"] (map :key (get-in spec [:data :values])))))
+      (is (str/includes? (:message (error-of (plot/heat-map [[##NaN []]])))
+                         "must be [seconds histograms]")))))
+
 (deftest largest-entries
   (testing "the largest first, with the numbers of all CPUs added"
     (are [values entries options] (let [spec (plot/top entries options)]

@@ -120,7 +120,9 @@
                 view (cond
                        (nil? changes) (assoc outcome :lines [])
                        refused? {:lines [] :notes [(kept path)] :exit 1 :keep true}
-                       :else {:lines (mapv line-of (editing/write m changes))})]
+                       :else {:lines (->> (editing/replacing changes conflicts)
+                                         (editing/write m)
+                                         (mapv line-of))})]
             (vreset! keep? (:keep view))
             view)
           (catch Throwable e

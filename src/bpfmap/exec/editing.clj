@@ -153,3 +153,15 @@
         lock (bpf/put! m key new lock)
         :else (bpf/put! m key new)))
     changes))
+
+(defn replacing
+  "Returns changes whose `:old` values are those that conflicts have `:now`.
+
+      (replacing [{:key 7 :old 42 :new 43}] [{:key 7 :old 42 :new 43 :now 50}]) ;=> [{:key 7, :old 50, :new 43}]"
+  [changes conflicts]
+  (let [now (into {} (map (juxt :key :now)) conflicts)]
+    (mapv (fn [{:keys [key] :as change}]
+            (if (contains? now key)
+              (cond-> (dissoc change :old) (some? (now key)) (assoc :old (now key)))
+              change))
+          changes)))

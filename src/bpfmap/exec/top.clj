@@ -95,13 +95,14 @@
 (defn- counted
   "Returns the infos of the selected maps, with `:entries` if these are known."
   [selected?]
-  (let [counts (pressure/kernel-counts)
+  (let [own (holders/own-objects) ; the scan opens the maps
+        counts (pressure/kernel-counts)
         until (pressure/deadline counting-time)]
     (into [] (remove nil?)
           (holders/maps
            {:brief true
             :row (fn [scanner info]
-                   (when (selected? info)
+                   (when (selected? info own)
                      (let [n (when (pressure/has-fullness? (:type info))
                                (pressure/entries scanner info counts until))]
                        (cond-> info n (assoc :entries n)))))}))))
@@ -169,8 +170,8 @@
 
 (defn- holders-of
   "Returns the processes that hold each map, by map id."
-  []
-  (update-vals (holders/held-maps) :holders))
+  [own]
+  (update-vals (holders/held-maps own) :holders))
 
 ;; --- frames
 
@@ -190,12 +191,14 @@
 (defn- selection
   "Returns a predicate for the maps that `:name` and `:held-by` select.
 
+  Its arguments are the info of a map, and what this process had open before it opened the map.
+
   They are selected when it is called first: whole names and holders are read once, and again for a
   map that was not there. `:names` and `:held` of the atom have them."
   [{:keys [name held-by]} state]
   (let [named? (if name (selection/named name) (constantly true))
         holder? (if held-by (selection/held-by held-by) (constantly true))
-        look (fn []
+        look (fn [own]
                (let [namer (whole-names/namer (delay (holders/programs {:brief true}))
                                               (delay (holders/pins-by-id :map)))
                      infos (holders/maps {:brief true})]
@@ -205,10 +208,10 @@
                                                          (whole-names/with-whole-name info namer)
                                                          [:name :kernel-name])]))
                                              infos)
-                                :held (holders-of)})))]
-    (fn [{:keys [id]}]
+                                :held (holders-of own)})))]
+    (fn [{:keys [id]} own]
       (when-not (contains? (:names @state) id)
-        (look))
+        (look own))
       (let [{:keys [names held]} @state]
         (and (named? (names id))
              (or (nil? held-by) (boolean (some holder? (get held id)))))))))

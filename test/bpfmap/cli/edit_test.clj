@@ -161,7 +161,7 @@
           (is (str/includes? kept ":value 99"))
           (is (= 50 (m 7))))
         (let [{:keys [view]} (edit {} true 51)]
-          (is (= ["7  99  (was 50)"] (:lines view)))
+          (is (= ["7  99  (was 51)"] (:lines view)))
           (is (= {7 99 8 1} (bpf/snapshot m))))
         (is (= "bpfmap: The entry of 7 changed meanwhile: it was deleted\n"
                (:err (edited m {:key 7} [false] (fn [text]

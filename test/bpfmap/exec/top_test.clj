@@ -5,9 +5,10 @@
             [bpfmap.exec :as exec]
             [bpfmap.exec.query :as query]
             [bpfmap.exec.top :as top]
-            [bpfmap.fixture :refer [error-of kernel-test]]
+            [bpfmap.fixture :as fixture :refer [error-of kernel-test]]
             [clojure.data.json :as json]
             [clojure.edn :as edn]
+            [clojure.java.io :as io]
             [clojure.string :as str]
             [clojure.test :refer [are deftest is testing]])
   (:import (java.io Closeable)
@@ -98,6 +99,21 @@
                              (str "[" (:out (apply bpfmap "--edn" "top" "--rounds" "2"
                                                    (drop 2 words))) "]")))))
           (is (= 4 (get (json/read-str (:out (apply bpfmap "--json" words))) "maps"))))))))
+
+(kernel-test holders-without-the-reading-itself
+  (testing "top holds no map that it reads"
+    (let [pin (fixture/new-pin)
+          frames (volatile! [])]
+      (try
+        (run! (fn [frame]
+                (when (= 1 (count (vswap! frames conj frame)))
+                  (with-open [m ^Closeable (bpf/create {:name (str own "_pinned") :type :hash
+                                                        :key :u32 :value :u64
+                                                        :max-entries 1})]
+                    (bpf/pin! m pin))))
+              (exec/top {:name (str own "_pinned") :interval 0.05 :rounds 2}))
+        (is (= [[] [[]]] (map #(map :held (:rows %)) @frames)))
+        (finally (io/delete-file pin true))))))
 
 (kernel-test top-ends
   (testing "after some seconds, by reduced, and by the promise"
