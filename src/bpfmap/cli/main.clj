@@ -65,7 +65,9 @@
                  (terminal/with-progress (:name command)
                    #(arguments/perform command options)))]
       (if (:run command)
-        (output/print-result nil ((runner command) checked request) format (terminal/width))
+        (output/print-result nil
+                             (arguments/call-as command #((runner command) checked request))
+                             format (terminal/width))
         (print-value command (terminal/confirmed work checked) checked format)))
     (catch ExceptionInfo e
       (throw (command-line/in-words e (:name command))))))

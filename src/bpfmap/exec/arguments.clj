@@ -406,16 +406,44 @@
     (reducible/reducible (function-name name) (to-print command options) result)
     :else result))
 
+(def ^:private own-operations
+  "The operations of the library that errors of a command may name.
+
+  Other operations are steps of a command, such as the lookup before `put`."
+  {"get" #{:lookup :peek :might-contain?}
+   "put" #{:put! :insert! :replace! :push! :put-all!}
+   "delete" #{:delete!}
+   "take" #{:take! :pop!}
+   "dump" #{:reduce :next-key :snapshot :entries :count-entries}})
+
+(defn- about-command
+  "Returns an error with the name of the command, instead of a step of it."
+  [e {:keys [name]}]
+  (let [{:bpfmap/keys [op usage] :as data} (ex-data e)
+        start (when op (str (clojure.core/name op) " on map "))]
+    (cond
+      usage (ex-info (ex-message e) (update-in data [:bpfmap/usage :command] #(or % name)) e)
+      (and start (str/starts-with? (ex-message e) start) (not (get-in own-operations [name op])))
+      (ex-info (str name " on map " (subs (ex-message e) (count start)))
+               (assoc data :bpfmap/op (keyword (function-name name)))
+               e)
+      :else e)))
+
+(defn call-as
+  "Calls f, and names the command in errors.
+
+      (call-as (commands/command-named \"put\") #(bpf/lookup m 7)) ; throws: put on map 12 failed …"
+  [command f]
+  (try
+    (f)
+    (catch ExceptionInfo e
+      (throw (about-command e command)))))
+
 (defn perform
   "Runs a command with checked options and returns its result."
   [command options]
-  (try
-    (streamed command options ((requiring-resolve (:fn command)) options))
-    (catch ExceptionInfo e
-      (throw (if (:bpfmap/usage (ex-data e))
-               (ex-info (ex-message e)
-                        (update-in (ex-data e) [:bpfmap/usage :command] #(or % (:name command))) e)
-               e)))))
+  (call-as command
+    #(streamed command options ((requiring-resolve (:fn command)) options))))
 
 (def formats
   "The formats of `:print`."

@@ -176,16 +176,38 @@
 
 ;; --- scale
 
+(defn- decimal
+  "Returns the decimal number that is printed for a number."
+  ^BigDecimal [x]
+  (if (or (integer? x) (decimal? x))
+    (bigdec x)
+    (let [x (double x)]
+      ;; A large double prints fewer digits than it has.
+      (if (== x (Math/rint x)) (BigDecimal. x) (BigDecimal/valueOf x)))))
+
+(defn- product
+  "Returns the double nearest to the product of two numbers as they are printed.
+
+  The product of the doubles 10 and 1.5e-6 is 1.4999999999999999e-5."
+  ^double [x y]
+  (.doubleValue (.multiply (decimal x) (decimal y))))
+
 (defn- scaling
   "Returns the function that multiplies a double by the `:scale` of a metric.
 
-  1e-6 is not a double, but 1000000 is: so 15 is divided and becomes 1.5e-5, not the double below."
+  Division by an integer is exact to the last digit, and faster than decimal numbers."
   ^DoubleUnaryOperator [scale]
-  (let [scale (double (or scale 1))
-        divisor (/ 1.0 scale)]
-    (if (== divisor (Math/rint divisor))
-      (reify DoubleUnaryOperator (applyAsDouble [_ x] (/ x divisor)))
-      (reify DoubleUnaryOperator (applyAsDouble [_ x] (* x scale))))))
+  (let [scale (or scale 1)
+        divisor (/ 1.0 (double scale))
+        exact? (fn [^double x] (and (== x (Math/rint x)) (< (abs x) 9007199254740992.0)))
+        divides? (and (exact? divisor) (or (ratio? scale) (== 1 (product scale divisor))))]
+    (reify DoubleUnaryOperator
+      (applyAsDouble [_ x]
+        (cond
+          (not (Double/isFinite x)) x
+          (and divides? (exact? x)) (/ x divisor)
+          (ratio? scale) (* x (double scale))
+          :else (product x scale))))))
 
 ;; --- buckets
 
@@ -200,7 +222,9 @@
              (fn [n] (let [n (- (long n) shift)]
                        (if (neg? n)
                          -1
-                         (let [to (* (inc n) linear)] (if (integer? linear) (dec to) to))))))
+                         (if (integer? linear)
+                           (dec (* (inc n) linear))
+                           (product (inc n) linear))))))
     :else (let [power #(Math/scalb 1.0 (int %))]
             (case (or slots :log2)
               :log2 (fn [n] (dec (power (inc (long n)))))

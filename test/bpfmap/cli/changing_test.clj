@@ -7,7 +7,7 @@
             [bpfmap.exec.confirm :as confirm]
             [bpfmap.exec.input :as input]
             [bpfmap.exec.views :as views]
-            [bpfmap.fixture :as fixture :refer [kernel-test]]
+            [bpfmap.fixture :as fixture :refer [error-of kernel-test]]
             [bpfmap.host :as host]
             [bpfmap.impl.kernel.call :as call]
             [bpfmap.link :as link]
@@ -569,3 +569,24 @@
                (:bpfmap/error (fixture/error-of (exec/put {:ref id :key 1 :value 1})))))
         (is (:written (exec/put {:ref id :key 1 :value 1 :yes true})))
         (is (re-find #"is no longer pinned" (first (lines-of "unpin" path "--yes"))))))))
+
+(kernel-test ^{:needs [[:map-type :task-storage] [:map-type :cgrp-storage]]} errors-name-command
+  (testing "an error about an operation names the command, not one of its steps"
+    (doseq [[type key] [[:sk-storage "{:fd 0}"] [:task-storage "{:fd 0}"] [:cgrp-storage "{:fd 0}"]]
+            [command & more] [["put" key "2"] ["put" key "2" "--replace"] ["put" key "2" "--insert"]
+                              ["delete" key] ["get" key] ["take" key] ["hist"] ["clear"]]]
+      (with-open [m ^Closeable (bpf/create {:type type :key :s32 :value :u32
+                                            :flags [:no-prealloc]})]
+        (let [{:keys [exit err]} (apply bpfmap command (id-of m)
+                                        (cond-> (vec more)
+                                          (#{"put" "delete" "take" "clear"} command)
+                                          (conj "--yes")))
+              [_ named] (re-find #"^bpfmap: ([a-z]+)(?: --[a-z]+)? on map " err)]
+          (is (= 1 exit) (str type " " command))
+          (is (contains? #{nil command} named) err)
+          (when (#{"put" "delete" "get"} command)
+            (is (= command named) err)))
+        (is (= [:put :delete]
+               (map :bpfmap/op
+                    [(error-of (exec/put {:ref m :key {:fd 0} :value 2 :yes true}))
+                     (error-of (exec/delete {:ref m :key {:fd 0} :yes true}))])))))))

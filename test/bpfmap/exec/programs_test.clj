@@ -336,6 +336,9 @@
       0 1 "perf-event hardware instructions"
       4 0x1c2 "perf-event raw 0x1c2"
       1 99 "perf-event software 0x63"
+      6 0 "perf-event software cpu-clock"
+      7 1 "perf-event software task-clock"
+      7 0 "perf-event type 7 0x0"
       9 -1 "perf-event type 9 0xffffffffffffffff")))
 
 (kernel-test q3-detached-link

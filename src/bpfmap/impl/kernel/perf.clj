@@ -232,15 +232,18 @@
                 neg?))
 
 (defn- mapped-buffers
-  "Returns the size in pages of each buffer that a process has mapped."
-  [pid]
+  "Returns the size in pages of each buffer that a process has mapped with a mode.
+
+  Only a buffer that is mapped \"rw\" is read in order. The kernel overwrites one that is mapped \"r-\"."
+  [pid mode]
   (let [page (long (call/page-size))
         hex #(Long/parseUnsignedLong % 16)]
     (into []
           (comp (map (fn [[_ from to]]
                        (dec (quot (- (long (hex to)) (long (hex from))) page))))
                 (filter pos?))
-          (re-seq #"(?m)^([0-9a-f]+)-([0-9a-f]+) rw-s 0+ .*anon_inode:\[perf_event\]"
+          (re-seq (re-pattern (str "(?m)^([0-9a-f]+)-([0-9a-f]+) " mode
+                                   "-s 0+ .*anon_inode:\\[perf_event\\]"))
                   (String. (procfs/read-bytes (str "/proc/" pid "/maps")))))))
 
 (defn- follow-event
@@ -272,6 +275,14 @@
                                   buffers " buffers of perf events; mapping an event that has no "
                                   "buffer would give it one")}))
 
+(defn- overwritten-error ^Throwable [pid {:keys [map] :as ctx}]
+  (error/error :not-supported
+               (str "The perf events of map " (error/id-and-name map) " cannot be peeked at")
+               {:bpfmap/op (:op ctx) :bpfmap/map map
+                :bpfmap/hint (str "process " pid " has mapped its buffers read-only, so programs "
+                                  "overwrite them, as with :overwrite; only that process can read "
+                                  "them")}))
+
 (defn buffers-of-process
   "Returns the buffers of all perf events of a process to which programs can write.
 
@@ -280,12 +291,15 @@
   notification away from their owner.
 
   Mapping a perf event that its owner has not mapped would give it a buffer, and change what it
-  does. So there must not be more such events than buffers; else `:not-supported` is thrown."
+  does. So there must not be more such events than buffers; else `:not-supported` is thrown, as for
+  buffers that are overwritten."
   [pid now? ctx]
-  (let [buffers (mapped-buffers pid)
+  (let [buffers (mapped-buffers pid "rw")
         numbers (into [] (remove #(has-program? pid % ctx)) (event-numbers pid))]
     (when (< (count buffers) (count numbers))
-      (throw (unmapped-error pid (count numbers) (count buffers) ctx)))
+      (throw (if (seq (mapped-buffers pid "r-"))
+               (overwritten-error pid ctx)
+               (unmapped-error pid (count numbers) (count buffers) ctx))))
     (reduce (fn [found number]
               (try
                 (let [event (call/descriptor-of-process pid number ctx)]

@@ -82,16 +82,25 @@
   "Types of perf events by name, each with its number and the names of its events."
   {:software [1 software-events] :hardware [0 hardware-events] :raw [4 {}]})
 
+(def ^:private clocks
+  "The software events that have a type of their own, since Linux 6.3: `[type config]` to name.
+
+  The kernel registers these types first, behind the fixed ones."
+  {[6 0] :cpu-clock, [7 1] :task-clock})
+
 (defn event-text
   "Returns the name of a perf event by its numbers in linux/perf_event.h.
 
       (event-text 1 0)     ;=> \"software cpu-clock\"
+      (event-text 6 0)     ;=> \"software cpu-clock\"
       (event-text 4 0x1c2) ;=> \"raw 0x1c2\"
       (event-text 9 1)     ;=> \"type 9 0x1\""
   [type config]
-  (let [[type-name [_ events]] (some (fn [[_ [number] :as row]] (when (= number type) row))
+  (let [clock (clocks [type config])
+        [type-name [_ events]] (some (fn [[_ [number] :as row]]
+                                       (when (= (if clock 1 type) number) row))
                                      event-types)
-        event (some (fn [[event number]] (when (= number config) event)) events)]
+        event (or clock (some (fn [[event number]] (when (= number config) event)) events))]
     (str (if type-name (name type-name) (str "type " type)) " "
          (if event (name event) (str "0x" (Long/toHexString config))))))
 

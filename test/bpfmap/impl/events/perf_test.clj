@@ -769,3 +769,13 @@
             (finally (.close ^Fd spare))))
         (with-open [peek (events/peek m {:timeout 0})]
           (is (= [] (into [] peek))))))))
+
+(kernel-test peek-at-overwritten-buffers
+  (testing "buffers that their owner has programs overwrite are refused with this reason"
+    (with-array
+      (with-open [_ (events/reader m {:overwrite true})]
+        (let [{:keys [message] :bpfmap/keys [error hint]} (error-of (events/peek m))]
+          (is (= :not-supported error))
+          (is (str/ends-with? message (str " cannot be peeked at: " hint)))
+          (is (re-find #"^process \d+ has mapped its buffers read-only, so programs overwrite them"
+                       hint)))))))
