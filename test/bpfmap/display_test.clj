@@ -6,8 +6,10 @@
             [bpfmap.display :as display]
             [bpfmap.fixture :as fixture :refer [kernel-test]]
             [bpfmap.impl.display.symbols :as symbols]
+            [bpfmap.impl.kernel.call :as call]
             [bpfmap.impl.kernel.clock :as clock]
             [bpfmap.impl.kernel.procfs :as procfs]
+            [bpfmap.links :as links]
             [bpfmap.programs :as programs]
             [clojure.java.io :as io]
             [clojure.string :as str]
@@ -391,3 +393,13 @@
     (doseq [[name {:keys [meaning of]}] display/hints]
       (is (re-matches #"(a|an) .*[^.]" meaning) name)
       (is (re-matches #".*[^.]" of) name))))
+
+(kernel-test interfaces-of-the-namespace
+  (testing "interfaces are those of the thread's network namespace, also if sysfs shows others"
+    (if-not (fixture/executable "ip")
+      (fixture/skip! "ip is not installed")
+      (links/in-network-namespace
+       (fn []
+         (doseq [name ["v0" "v1"]]
+           (is (= name (shown :ifname :u32 (call/interface-index name)))))
+         (is (= "987654 (no such interface)" (shown :ifname :u32 987654))))))))

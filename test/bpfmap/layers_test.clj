@@ -361,12 +361,21 @@
                                             ":value :u32 :max-entries 2 :contents {1 [2 3]}})]"
                                             " (try (bpf/put-all! m {1 [4 5] 2 [6 7] 3 [8 9]})"
                                             "  (catch Exception e (prn (:bpfmap/error (ex-data e)))))"
-                                            " (prn (bpf/count-entries m) (m 1)))"))]
+                                            " (prn (bpf/count-entries m) (m 1)))"
+                                            "(with-open [m (sim/create {:type :array-of-maps "
+                                            ":max-entries 2 :inner-map {:type :array :value :u32 "
+                                            ":max-entries 1}})]"
+                                            " (try (bpf/put! m 0 {:map-id 77777})"
+                                            "  (catch Exception e (prn (:bpfmap/error (ex-data e)))"
+                                            "   (println (ex-message e)))))"))]
       (is (= 0 exit) err)
       (is (= [":not-supported"
               "The kernel cannot be called: BPF maps live in the Linux kernel; this is Plan 9"
               ":map-full"
-              "2 [4 5]"]
+              "2 [4 5]"
+              ":not-found"
+              (str "There is no simulated map with the id 77777: maps of the kernel cannot be "
+                   "opened: BPF maps live in the Linux kernel; this is Plan 9")]
              (str/split-lines out))
           "a simulated map works"))))
 

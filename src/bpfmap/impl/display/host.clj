@@ -10,6 +10,7 @@
             [bpfmap.impl.display.symbols :as symbols]
             [bpfmap.impl.host.kernel-btf :as kernel-btf]
             [bpfmap.impl.host.syscalls :as syscalls]
+            [bpfmap.impl.kernel.call :as call]
             [bpfmap.impl.kernel.clock :as clock]
             [bpfmap.impl.kernel.procfs :as procfs]
             [bpfmap.impl.type.node :as node]
@@ -36,13 +37,6 @@
     (if (<= (Files/size (Path/of path (make-array String 0))) (long largest-file))
       (str/split-lines (String. (procfs/read-bytes path) StandardCharsets/UTF_8))
       [])
-    (catch IOException _ [])))
-
-(defn- names-in
-  "Returns the names that a directory has; empty if it cannot be read."
-  [path]
-  (try
-    (procfs/list-names path)
     (catch IOException _ [])))
 
 (defn- from-table
@@ -76,13 +70,13 @@
 (defn- interfaces
   "Returns the names of network interfaces by index.
 
-  They are those of the network namespace in which sysfs was mounted."
+  They are in the network namespace of the thread. /sys/class/net may have other interfaces: it
+  shows the namespace in which sysfs was mounted."
   []
   (into {}
-        (for [name (names-in "/sys/class/net")
-              :let [index (some-> (first (lines (str "/sys/class/net/" name "/ifindex")))
-                                  str/trim parse-long)]
-              :when index]
+        (for [name (call/interface-names)
+              :let [index (call/interface-index name)]
+              :when (pos? (long index))]
           [index name])))
 
 ;; --- users

@@ -1,9 +1,10 @@
 (ns ^:no-doc bpfmap.impl.kernel.map
   "Commands of bpf(2) on maps, except element operations."
-  (:require [bpfmap.impl.kernel.call :as call]
+  (:require [bpfmap.error :as error]
+            [bpfmap.impl.kernel.call :as call]
             [bpfmap.impl.kernel.procfs :as procfs]
             [bpfmap.impl.map-types :as map-types])
-  (:import (bpfmap.sys Abi Attr Bytes ErrnoException Fd Info MapScanner SimulatedMap)
+  (:import (bpfmap.sys Abi Attr Bytes ErrnoException Fd Info MapScanner Native SimulatedMap)
            (clojure.lang ExceptionInfo PersistentArrayMap)
            (java.lang.foreign MemorySegment)
            (java.util Arrays)))
@@ -201,9 +202,15 @@
         (throw e)))))
 
 (defn open-id
-  "Opens a map by its id; returns its descriptor."
+  "Opens a map by its id; returns its descriptor.
+
+  If the kernel cannot be called, only simulated maps exist: `:not-found` for any other id."
   ^Fd [id access ctx]
   (or (SimulatedMap/open (long id))
+      (when-let [reason (Native/unavailable)]
+        (throw (error/error :not-found (str "There is no simulated map with the id " id)
+                            {:bpfmap/op (:op ctx) :bpfmap/map (:map ctx)
+                             :bpfmap/hint (str "maps of the kernel cannot be opened: " reason)})))
       (call/open-id :map id (access-flags access) ctx)))
 
 (defn- ids
