@@ -83,9 +83,9 @@
   {:software [1 software-events] :hardware [0 hardware-events] :raw [4 {}]})
 
 (def ^:private clocks
-  "The software events that have a type of their own, since Linux 6.3: `[type config]` to name.
+  "Names of software events by `[type config]`, if they have a type of their own.
 
-  The kernel registers these types first, behind the fixed ones."
+  Since Linux 6.3, the kernel registers these types first, behind the fixed ones."
   {[6 0] :cpu-clock, [7 1] :task-clock})
 
 (defn event-text
