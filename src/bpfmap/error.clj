@@ -246,6 +246,15 @@
   [x]
   (and (map? x) (every? keyword? (keys x))))
 
+(defn plural
+  "Returns a number and its noun, \"bytes\" or such by default.
+
+      (plural 1 \"byte\")              ;=> \"1 byte\"
+      (plural 2 \"byte\")              ;=> \"2 bytes\"
+      (plural 2 \"entry\" \"entries\") ;=> \"2 entries\""
+  ([n one] (plural n one (str one "s")))
+  ([n one many] (str n " " (if (= 1 n) one many))))
+
 (defn list-of
   "Returns alternatives joined for a message: `:a, :b or :c`.
 

@@ -114,3 +114,14 @@
       (doseq [^File file (file-seq (io/file "src"))
               :when (str/ends-with? (.getName file) ".clj")]
         (is (not (re-find #"\(pr-str\s+\((?:error/)?shown " (slurp file))) (str file))))))
+
+(deftest counts-with-nouns
+  (testing "one thing has a singular noun, also in messages"
+    (is (= ["1 byte" "0 bytes" "2 entries" "1 entry"]
+           [(error/plural 1 "byte") (error/plural 0 "byte") (error/plural 2 "entry" "entries")
+            (error/plural 1 "entry" "entries")])))
+  (testing "no message chooses between a noun and its plural itself"
+    (doseq [^File file (file-seq (io/file "src"))
+            :when (str/ends-with? (.getName file) ".clj")
+            [found] (re-seq #"\(if \(= 1 \S+\)\s+\" (\w+)s?\"\s+\" \1s\"\)" (slurp file))]
+      (is (nil? found) (str file)))))

@@ -4,6 +4,7 @@
   (:require [bpfmap.cli.interactive :as interactive]
             [bpfmap.cli.terminal :as terminal]
             [bpfmap.core :as bpf]
+            [bpfmap.error :as error]
             [bpfmap.exec.demo :as demo]
             [bpfmap.exec.fields :as fields]
             [bpfmap.exec.output :as output]
@@ -319,7 +320,7 @@
     :align :right :rank 1 :by "time-ns"}])
 
 (defn- program-titles [{:keys [programs elapsed rows]} options]
-  [(str (output/plural programs "program" "programs") ", " (count (filter ran? rows)) " ran")
+  [(str (error/plural programs "program" "programs") ", " (count (filter ran? rows)) " ran")
    (str (clock-text options) ", measuring for " (output/format-1dp elapsed) " s")])
 
 (defn prog-top
@@ -350,7 +351,7 @@
             (zero? (double (or changes-per-second 0.0))))))
 
 (defn- map-titles [{:keys [maps rows]} options]
-  [(str (output/plural maps "map" "maps") ", " (count (filter changes? rows)) " changed")
+  [(str (error/plural maps "map" "maps") ", " (count (filter changes? rows)) " changed")
    (clock-text options)])
 
 (defn top
@@ -386,7 +387,7 @@
   (let [names (clojure.core/map first (exec.tail/structs-for map size))]
     (str "events are shown as bytes; "
          (if (seq names)
-           (str "structs of " (output/plural size "byte" "bytes")
+           (str "structs of " (error/plural size "byte" "bytes")
                 " in the programs that use the map: "
                 (str/join ", " (take 10 (clojure.core/map output/cell names)))
                 (when (next (drop 9 names)) " …")
@@ -416,16 +417,16 @@
   [{:keys [lost missed errors status]} about]
   (remove nil?
           [(when (pos? (long lost))
-             (str (output/plural lost "event was" "events were")
+             (str (error/plural lost "event was" "events were")
                   " lost, because a buffer was full"))
            (when (pos? (long missed))
-             (str (output/plural missed "byte" "bytes") " of events were missed: they were "
+             (str (error/plural missed "byte" "bytes") " of events were missed: they were "
                   (if (= :perf-event-array (:type (:map about)))
                     "read by the owner and could be overwritten"
                     "overwritten")
                   " before they were copied"))
            (when (pos? (long errors))
-             (str (output/plural errors "event does" "events do") " not fit the type"))
+             (str (error/plural errors "event does" "events do") " not fit the type"))
            (when (= :gone status)
              (str (map-text (:map about)) " has ended: no process, program or pin refers to it"))]))
 
@@ -465,7 +466,7 @@
   [options {:keys [format]}]
   (let [{:keys [count notes exit]} (print-events "tail" options format)]
     {:as-text true
-     :closing [(output/plural count "event" "events")]
+     :closing [(error/plural count "event" "events")]
      :notes notes
      :exit exit}))
 
@@ -486,7 +487,7 @@
         title [(str "System calls of this host, counted in BPF map " id " (hash)")
                (str (output/format-1dp elapsed) " of " (output/format-1dp seconds) " s: "
                     (demo/total counts) " calls of "
-                    (output/plural (count counts) "kind" "kinds") "; stop with Ctrl-C")
+                    (error/plural (count counts) "kind" "kinds") "; stop with Ctrl-C")
                ""]
         room (max 0 (- height (count title) 1))]
     (into title
@@ -526,7 +527,7 @@
     {:value value
      :columns columns :rows shown
      :closing [(str "Counted " total " system calls of "
-                    (output/plural (count calls) "kind" "kinds")
+                    (error/plural (count calls) "kind" "kinds")
                     " in " (output/format-1dp elapsed) " s"
                     (when (< (count shown) (count calls))
                       (str "; the top " (count shown) " are above")))
@@ -539,7 +540,7 @@
   (let [{:keys [count map notes exit]} (demo/with-events seconds #(print-events "demo" % format))]
     {:as-text true
      :notes notes
-     :closing [(str (output/plural count "event" "events") " of this host") (end-text map)]
+     :closing [(str (error/plural count "event" "events") " of this host") (end-text map)]
      :exit exit}))
 
 (defn demo

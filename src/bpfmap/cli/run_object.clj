@@ -2,6 +2,7 @@
   "Runs the command `run`: events as lines, or a live summary, until a signal ends it."
   (:require [bpfmap.cli.interactive :as interactive]
             [bpfmap.cli.terminal :as terminal]
+            [bpfmap.error :as error]
             [bpfmap.exec.output :as output]
             [bpfmap.exec.progress :as progress]
             [bpfmap.exec.run :as run]
@@ -11,7 +12,7 @@
 (set! *warn-on-reflection* true)
 
 (defn- titles [{:keys [object elapsed programs]}]
-  [(str (output/cell object) ": " (output/plural (count (filter :attached-to programs))
+  [(str (output/cell object) ": " (error/plural (count (filter :attached-to programs))
                                                  "program is" "programs are")
         " attached since " (output/format-1dp elapsed) " s; stop with Ctrl-C")
    ""])
@@ -52,7 +53,7 @@
 
 (defn- lost-text [{:keys [map lost]}]
   (when lost
-    (str (output/plural lost "event of " "events of ") (output/cell map)
+    (str (error/plural lost "event of " "events of ") (output/cell map)
          (if (= 1 lost) " was" " were") " lost, because a buffer was full")))
 
 (defn- printing

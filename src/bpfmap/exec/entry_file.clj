@@ -375,7 +375,7 @@
         n (count problems)]
     (when (pos? n)
       (throw (error/error :invalid-value
-                          (str (if (= 1 n) "1 entry" (str n " entries")) " of " (count rows) " in "
+                          (str (error/plural n "entry" "entries") " of " (count rows) " in "
                                (shown file) " cannot be written, and nothing was")
                           {:bpfmap/op :put :bpfmap/file file
                            :bpfmap/problems (vec (take most-problems problems))})))))

@@ -1,6 +1,7 @@
 (ns ^:no-doc bpfmap.exec.output
   "Prints results: columns, tables cut to a width, EDN, JSON and CSV."
   (:require [bpfmap.bytes :as bytes]
+            [bpfmap.error :as error]
             [bpfmap.exec.column-tree :as column-tree]
             [bpfmap.exec.fields :as fields]
             [bpfmap.exec.wording :as wording]
@@ -258,13 +259,6 @@
   [{:keys [type full]}]
   (when full
     (str (when (:evicts (map-types/types type)) "lru ") (format-1dp full) "%")))
-
-(defn plural
-  "Returns a number and its noun.
-
-      (plural 1 \"entry\" \"entries\") ;=> \"1 entry\""
-  [n one many]
-  (str n " " (if (= 1 n) one many)))
 
 ;; --- for programs
 

@@ -1,7 +1,8 @@
 (ns ^:no-doc bpfmap.exec.program-info
   "Facts about programs and links that several commands show: their fields, maps, targets, holders
   and pins."
-  (:require [bpfmap.exec.fields :as fields]
+  (:require [bpfmap.error :as error]
+            [bpfmap.exec.fields :as fields]
             [bpfmap.exec.listing :as listing]
             [bpfmap.exec.map-info :as map-info]
             [bpfmap.impl.btf.blob :as blob]
@@ -9,8 +10,8 @@
             [bpfmap.impl.host.holders :as holders]
             [bpfmap.impl.kernel.call :as call]
             [bpfmap.impl.kernel.link :as kernel.link]
-            [bpfmap.impl.kernel.prog :as kernel.prog]
             [bpfmap.impl.kernel.procfs :as procfs]
+            [bpfmap.impl.kernel.prog :as kernel.prog]
             [bpfmap.impl.link.attach-types :as attach-types]
             [bpfmap.impl.link.targets :as targets]
             [clojure.string :as str])
@@ -159,7 +160,7 @@
         (str "interface " ifindex))))
 
 (defn- function-count [n]
-  (str n (if (= 1 n) " function" " functions")))
+  (error/plural n "function"))
 
 (defn- with-offset [text offset]
   (if (and offset (pos? (long offset))) (str text "+0x" (Long/toHexString offset)) text))

@@ -1,6 +1,7 @@
 (ns ^:no-doc bpfmap.exec.views
   "Renders results for people: a table, a text or a tree for each command."
   (:require [bpfmap.bytes :as bytes]
+            [bpfmap.error :as error]
             [bpfmap.exec.column-tree :as column-tree]
             [bpfmap.exec.fields :as fields]
             [bpfmap.exec.listing :as listing]
@@ -43,7 +44,7 @@
                                                 (ascii (:value found))]))]}))
 
 (defn- entries-text [n]
-  (output/plural n "entry" "entries"))
+  (error/plural n "entry" "entries"))
 
 (defn- written
   "Renders entries that were written from a file.
@@ -95,9 +96,9 @@
 
   If it has entries again, the exit code is 1."
   [{:keys [map entries] n :deleted} _options]
-  {:lines [(str (output/plural n "entry" "entries") " of " (map-text map) " deleted")]
+  {:lines [(str (error/plural n "entry" "entries") " of " (map-text map) " deleted")]
    :notes (when (and entries (pos? (long entries)))
-            [(str "the map has " (output/plural entries "entry" "entries")
+            [(str "the map has " (error/plural entries "entry" "entries")
                   ": other users of the map wrote " (if (= 1 entries) "it" "them") " meanwhile")])
    :exit (if (and entries (pos? (long entries))) 1 0)})
 
@@ -121,7 +122,7 @@
 (defn saved
   "Renders a map that was saved to a file."
   [{:keys [map file entries]} _options]
-  {:lines [(str (output/plural entries "entry" "entries") " of " (map-text map)
+  {:lines [(str (error/plural entries "entry" "entries") " of " (map-text map)
                 (if (= 1 entries) " is" " are") " saved in " (output/cell file))]})
 
 (defn restored
@@ -162,7 +163,7 @@
 (defn- side-lines [side {:keys [type c size]}]
   (when type
     (concat [""
-             (str (name side) ", " (output/plural size "byte" "bytes")
+             (str (name side) ", " (error/plural size "byte" "bytes")
                   ", in C and as a type of bpfmap")]
             (map #(str "  " %) c)
             [""]
@@ -234,7 +235,7 @@
                  {:title "WHY" :of :why :least 8 :rank 1}]
         of-feature (fn [feature] (filter #(= feature (:feature %)) rows))]
     (if where
-      {:columns columns :rows rows :closing [(output/plural (count rows) "feature" "features")]}
+      {:columns columns :rows rows :closing [(error/plural (count rows) "feature" "features")]}
       {:csv-columns columns :rows rows
        :lines (concat [(str "Linux " (:kernel (meta rows)))]
                       (summary-lines "Map types" (of-feature :map-type))
@@ -330,7 +331,7 @@
      :rows rows
      :closing [(str added " added, " changed " changed, " removed " removed, " same " the same"
                     (when (< (count rows) (+ (long added) (long changed) (long removed)))
-                      (str "; " (output/plural (count rows) "row is" "rows are") " shown")))]}))
+                      (str "; " (error/plural (count rows) "row is" "rows are") " shown")))]}))
 
 ;; --- histograms
 
@@ -378,8 +379,8 @@
      :csv-columns [{:title "TITLE" :of :title} {:title "FROM" :of :from} {:title "TO" :of :to}
                    {:title "COUNT" :of :count}]
      :closing [(if (seq histograms)
-                 (str (output/plural (reduce +' (map :total histograms)) "count" "counts") " in "
-                      (output/plural (count histograms) "histogram" "histograms"))
+                 (str (error/plural (reduce +' (map :total histograms)) "count" "counts") " in "
+                      (error/plural (count histograms) "histogram" "histograms"))
                  "no counts yet")]}))
 
 ;; --- lists and maps
@@ -506,12 +507,12 @@
     {:lines
      (concat
       (if maps
-        [(str "Linux " kernel ": " (output/plural maps "map" "maps") " with "
+        [(str "Linux " kernel ": " (error/plural maps "map" "maps") " with "
               (output/human-size memory)
-              (when programs (str ", " (output/plural programs "program" "programs")))
-              (when links (str ", " (output/plural links "link" "links"))))]
+              (when programs (str ", " (error/plural programs "program" "programs")))
+              (when links (str ", " (error/plural links "link" "links"))))]
         [(str "Linux " kernel ": " reason)
-         (str (if pins (output/plural pins "pin" "pins") "no pins") " visible")])
+         (str (if pins (error/plural pins "pin" "pins") "no pins") " visible")])
       (overview-table "Fullest maps"
                       (concat named [{:title "" :of output/full-text :align :right}] held)
                       fullest)
@@ -650,7 +651,7 @@
         starts (map :offset blocks)
         ends (concat (rest starts) [size])]
     (concat
-     [(str "# " (output/cell name) ": " (output/plural size "byte" "bytes")
+     [(str "# " (output/cell name) ": " (error/plural size "byte" "bytes")
            (when address (str " at 0x" (.toString (biginteger address) 16))))]
      (code-rows code 0 (if (seq starts) (first starts) size))
      (mapcat (fn [{:keys [file line text]} from to]
@@ -768,7 +769,7 @@
                                 (when (seq name) (output/cell name))))
                 text))
      :closing [(cond
-                 (seq pins) (output/plural (count pins) "pin" "pins")
+                 (seq pins) (error/plural (count pins) "pin" "pins")
                  (seq unseen) "no pins visible: permission denied; run as root"
                  :else "no pins")]
      :notes unseen
@@ -815,7 +816,7 @@
                   (concat [{:title "" :of (comp ascii :value) :rank 99}]))
        :csv-columns (output/csv-columns sides (trees-of about))
        :rows entries
-       :closing (cond-> [(output/plural (count entries) "entry" "entries")]
+       :closing (cond-> [(error/plural (count entries) "entry" "entries")]
                   (and untyped (seq entries))
                   (conj (str "shown as bytes: " untyped "; set --key-type and --value-type")))}
       {:columns (for [side sides]
@@ -909,10 +910,10 @@
   [value]
   (when (map? value)
     (let [{:bpfmap/keys [extra missing]} value]
-      (str (when missing (str "  (" (output/plural missing "byte" "bytes") " missing)"))
+      (str (when missing (str "  (" (error/plural missing "byte" "bytes") " missing)"))
            (when extra
              (let [shown (take most-extra extra)]
-               (str "  (" (output/plural (count extra) "more byte" "more bytes") ": "
+               (str "  (" (error/plural (count extra) "more byte" "more bytes") ": "
                     (hexadecimal shown) (when (< (count shown) (count extra)) " …") ")")))))))
 
 (defn- laid-out
@@ -1022,7 +1023,7 @@
   (if (< (long most-text) (count text)) (str (subs text 0 (dec (long most-text))) "…") text))
 
 (defn- size-or-type [type size]
-  (or (type-text type) (when size (output/plural size "byte" "bytes"))))
+  (or (type-text type) (when size (error/plural size "byte" "bytes"))))
 
 (def ^:private object-map-columns
   [{:title "NAME" :of :name}
@@ -1101,7 +1102,7 @@
     (let [n (count (remove :satisfied relocations))]
       (str "this kernel satisfies "
            (if (zero? n) "all" (- (count relocations) n)) " of "
-           (output/plural (count relocations) "relocation" "relocations")))))
+           (error/plural (count relocations) "relocation" "relocations")))))
 
 (defn- titled
   "Returns the lines of a table under a title; nil without rows."
@@ -1125,7 +1126,7 @@
              [(str (output/cell object-name) ": " (name byte-order) ", "
                    (if (seq license) (str "license " (output/cell license)) "no license") ", "
                    (if btf
-                     (str "BTF of " (output/plural (count btf) "byte" "bytes"))
+                     (str "BTF of " (error/plural (count btf) "byte" "bytes"))
                      "no BTF"))]
              (titled "Maps" object-map-columns (by-name maps))
              (titled "Programs" object-program-columns (by-name programs))
@@ -1137,9 +1138,9 @@
                      (by-name kconfig))
              (titled "Kernel symbols" object-extern-columns (by-name ksyms))
              (titled "CO-RE relocations" relocation-columns (relocation-rows object)))
-     :closing [(str (output/plural (count maps) "map" "maps") ", "
-                    (output/plural (count programs) "program" "programs") ", "
-                    (output/plural (count variables) "variable" "variables"))
+     :closing [(str (error/plural (count maps) "map" "maps") ", "
+                    (error/plural (count programs) "program" "programs") ", "
+                    (error/plural (count variables) "variable" "variables"))
                (unsatisfied-text object)]}))
 
 ;; --- a run

@@ -317,7 +317,7 @@
    {:row :queue-full
     :errno #{:E2BIG} :op #{:push!} :error :map-full
     :hint (fn [{:keys [max-entries]}]
-            (str "the map is full with " max-entries (if (= 1 max-entries) " value; " " values; ")
+            (str "the map is full with " (error/plural max-entries "value") "; "
                  "pop! some, or push! with {:overwrite true}"))}
    {:row :index-out-of-range
     :errno #{:E2BIG :EINVAL} :op puts :when #(and (map-types/by-index? (:type %)) (nil? (stored %)))
@@ -331,8 +331,7 @@
    {:row :map-full
     :errno #{:E2BIG :ENOSPC} :op puts :when #(not (map-types/by-index? (:type %))) :error :map-full
     :hint (fn [{:keys [max-entries]}]
-            (str "the map is full with " max-entries
-                 (if (= 1 max-entries) " entry; " " entries; ")
+            (str "the map is full with " (error/plural max-entries "entry" "entries") "; "
                  "delete some, or create it with more :max-entries"))}
    {:row :struct-registered
     :errno #{:EBUSY} :op puts :when #(= :functions (stored %)) :error :busy

@@ -49,10 +49,10 @@
   [rule n]
   (cond
     (set? rule) (str (error/list-of (sort rule)) " bytes")
-    (= (first rule) (second rule)) (str (first rule) " bytes")
+    (= (first rule) (second rule)) (error/plural (first rule) "byte")
     (= [1 0] [(first rule) n]) "at least 1 byte"
-    (< (long n) (long (first rule))) (str "at least " (first rule) " bytes")
-    :else (str "at most " (second rule) " bytes")))
+    (< (long n) (long (first rule))) (str "at least " (error/plural (first rule) "byte"))
+    :else (str "at most " (error/plural (second rule) "byte"))))
 
 (defn- of-kernel?
   "Returns true if the BTF of the kernel determines the values.

@@ -130,10 +130,8 @@
                                                                     (long
                                                                      given)) (str " has more than "
                                                                                   n " values")
-                                                                 :else (str " has " given
-                                                                            (if (= 1 given)
-                                                                              " value"
-                                                                              " values"))))))))
+                                                                 :else (str " has "
+                                                                            (error/plural given "value"))))))))
           (reduce (fn [^long i x]
                     (try
                       (write-one of-one x memory (+ offset (* i stride)))

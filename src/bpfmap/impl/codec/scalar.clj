@@ -1,6 +1,7 @@
 (ns ^:no-doc bpfmap.impl.codec.scalar
   "Codecs of single values: integers, floats, booleans, enums, times, and network addresses."
   (:require [bpfmap.bytes :as bytes]
+            [bpfmap.error :as error]
             [bpfmap.impl.codec.error :refer [misfit]]
             [clojure.string :as str])
   (:import (bpfmap.bytes ByteView)
@@ -277,8 +278,7 @@
               (throw (misfit type path value "it must be a string without NUL characters"))
               (< most (alength array))
               (throw (misfit type path value
-                             (str "it must be a string of up to " most
-                                  (if (= 1 most) " byte" " bytes")
+                             (str "it must be a string of up to " (error/plural most "byte")
                                   " in UTF-8, got "
                                   (alength array))))
               :else

@@ -75,10 +75,11 @@
 
 (defn- cut-error ^Throwable [n size]
   (error/error :invalid-value
-               (str "The type must have the size of a record of the iterator, got one of " size
-                    " bytes")
+               (str "The type must have the size of a record of the iterator, got one of "
+                    (error/plural size "byte"))
                {:bpfmap/op :records
-                :bpfmap/hint (str n " bytes are left over at the end of its output")}))
+                :bpfmap/hint (str (error/plural n "byte is" "bytes are")
+                                  " left over at the end of its output")}))
 
 (defn records
   "Returns the reducible of the records of an iterator, decoded.

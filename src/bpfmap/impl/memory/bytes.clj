@@ -93,7 +93,7 @@
     (error/error :out-of-range
                  (if (<= 0 (bigint size) total)
                    (str "The offset"
-                        (when (pos? size) (str " of " size (if (= 1 size) " byte" " bytes")))
+                        (when (pos? size) (str " of " (error/plural size "byte")))
                         " in " memory " must be from 0 to " (- total size) ", got " offset)
                    (str "An access to " memory " must be of 0 to " total " bytes, got " size))
                  (data source op nil))))
@@ -395,7 +395,7 @@
         ^MemorySegment segment (.-segment m)
         size (.byteSize segment)
         shown (min size (long most))]
-    (str "#<bpf-memory " (described source) ", " size (if (= 1 size) " byte" " bytes") " at "
+    (str "#<bpf-memory " (described source) ", " (error/plural size "byte") " at "
          (.-from m)
          (when-not (= size (.-size source)) (str " of " (.-size source)))
          (when (.isReadOnly segment) ", read-only")
@@ -414,7 +414,7 @@
 
 (defn- no-room ^Throwable [^Source source op n]
   (error/error :out-of-range
-               (str "No room for " n (if (= 1 n) " more byte" " more bytes")
+               (str "No room for " (error/plural n "more byte")
                     " in the memory of "
                     (described source))
                (data source op {:bpfmap/hint "memory does not grow"})))
@@ -490,8 +490,8 @@
         (check-channel)
         (when (< to size)
           (throw (error/error :not-supported
-                              (str "The memory of " (described source) " cannot be cut to " to
-                                   " bytes")
+                              (str "The memory of " (described source) " cannot be cut to "
+                                   (error/plural to "byte"))
                               (data source :truncate {:bpfmap/hint "a map keeps its size"}))))
         (when (< to (.get place))
           (.set place to))

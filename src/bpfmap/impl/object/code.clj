@@ -1,6 +1,7 @@
 (ns ^:no-doc bpfmap.impl.object.code
   "Reads the programs and functions of an object as instructions that refer to its parts by name."
-  (:require [bpfmap.impl.disassembler :as disassembler]
+  (:require [bpfmap.error :as error]
+            [bpfmap.impl.disassembler :as disassembler]
             [bpfmap.impl.object.context :as context]
             [bpfmap.impl.object.core-relocation :as core-relocation]
             [bpfmap.impl.object.data :as data]
@@ -205,8 +206,8 @@
   (doseq [{:keys [offset]} records]
     (when-not (and (< (long offset) (long size)) (zero? (rem (long offset) 8)))
       (throw (malformed [:section ".BTF.ext" kind (:name section)]
-                        (str "a record is for offset " offset " of a section of " size
-                             " bytes")))))
+                        (str "a record is for offset " offset " of a section of "
+                             (error/plural size "byte"))))))
   (let [records (vec (sort-by :offset records))]
     {:records records :offsets (mapv :offset records)}))
 

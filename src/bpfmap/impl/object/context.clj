@@ -1,6 +1,7 @@
 (ns ^:no-doc bpfmap.impl.object.context
   "What all parts of reading an object share: sections, symbols, relocations, BTF."
-  (:require [bpfmap.impl.btf.blob :as blob]
+  (:require [bpfmap.error :as error]
+            [bpfmap.impl.btf.blob :as blob]
             [bpfmap.impl.btf.elf :as elf]
             [bpfmap.impl.btf.object-file :as object-file]
             [bpfmap.impl.btf.types :as types]
@@ -90,8 +91,8 @@
           (map (fn [{:keys [offset symbol] :as relocation}]
                  (when-not (< -1 (long offset) (long size))
                    (throw (malformed (in-section section offset)
-                                     (str "a relocation lies outside the section, which has " size
-                                          " bytes"))))
+                                     (str "a relocation lies outside the section, which has "
+                                          (error/plural size "byte")))))
                  (when-not (contains? symbols symbol)
                    (throw (malformed (in-section section offset)
                                      (str "a relocation names symbol " symbol ", and there are "

@@ -3,6 +3,7 @@
 
   A variable comes from the BTF; where there is none, from the symbols, as bytes."
   (:require [bpfmap.bytes :as bytes]
+            [bpfmap.error :as error]
             [bpfmap.impl.btf.blob :as blob]
             [bpfmap.impl.btf.types :as types]
             [bpfmap.impl.codec :as codec]
@@ -125,8 +126,8 @@
           :when (and (= :var kind) text (not= :extern linkage))]
       (do (when-not (<= 0 (long offset) (- (long size) (long bytes)))
             (throw (malformed [:section name :variable text]
-                              (str "it has " bytes " bytes at offset " offset
-                                   ", and the section has " size " bytes"))))
+                              (str "it has " (error/plural bytes "byte") " at offset " offset
+                                   ", and the section has " (error/plural size "byte")))))
           {:name text :offset offset :size bytes :id type :target target :linkage linkage}))))
 
 (defn- of-symbols

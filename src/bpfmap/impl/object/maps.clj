@@ -4,7 +4,8 @@
   There are three ways to define them: structs in the section `.maps`, whose types are in the BTF;
   variables of kernel structs in the section `.struct_ops`; and, in old objects, numbers in the
   section `maps`."
-  (:require [bpfmap.impl.btf.blob :as blob]
+  (:require [bpfmap.error :as error]
+            [bpfmap.impl.btf.blob :as blob]
             [bpfmap.impl.map-types :as map-types]
             [bpfmap.impl.object.context :as context]
             [bpfmap.impl.object.data :as data]
@@ -203,8 +204,8 @@
                             "the section has something that is not a variable")))
         (when-not (<= 0 (long offset) (long (:size section)))
           (throw (malformed (at-map (:name section) name)
-                            (str "it is at offset " offset " of a section of " (:size section)
-                                 " bytes"))))
+                            (str "it is at offset " offset " of a section of "
+                                 (error/plural (:size section) "byte")))))
         {:name name :offset offset :size size :id type :type target})))
 
 (defn- section-definitions [ctx section-name]
@@ -327,8 +328,8 @@
                       (+' (long value) (long bytes))
                       (or (:value following) size))]]
       (do (when-not (and (<= 0 (long value)) (< (long value) end) (<= end (long size)))
-            (throw (malformed path (str "it is at offset " value " of a section of " size
-                                        " bytes"))))
+            (throw (malformed path (str "it is at offset " value " of a section of "
+                                        (error/plural size "byte")))))
           {:name map-name :offset value :section section
            :spec (as-spec ctx map-name (old-map ctx path contents value end)
                           (get ids map-name))}))))

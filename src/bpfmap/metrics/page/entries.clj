@@ -1,6 +1,7 @@
 (ns ^:no-doc bpfmap.metrics.page.entries
   "The page of one map: its owners, rates, histograms and entries."
-  (:require [bpfmap.exec.arguments :as arguments]
+  (:require [bpfmap.error :as error]
+            [bpfmap.exec.arguments :as arguments]
             [bpfmap.exec.fields :as fields]
             [bpfmap.exec.output :as output]
             [bpfmap.exec.query :as query]
@@ -124,7 +125,7 @@
           (picture/sparkline history shared/samples
                              (str "Rate of " (path-title path) " per second, last " history-text))])]
       (when (pos? (long more-paths))
-        [:p {:class "note"} (str (output/plural more-paths "field" "fields") " left out.")])])))
+        [:p {:class "note"} (str (error/plural more-paths "field" "fields") " left out.")])])))
 
 (defn- bound-text
   "Returns the upper bound of bucket i; the last bucket has none."
