@@ -978,6 +978,7 @@
   "What the trials of rows take, as rows of `bpfmap.since`."
   {:thread-without-pidfd [:map-type :task-storage]
    :thread-as-process [:kernel :pidfd-of-a-thread]
+   :perf-memory-denied [:kernel :locked-memory-by-cgroup]
    :reference-gone [:map-type :task-storage]
    :reference-denied [:map-type :task-storage]
    :capabilities-missing [:map-type :task-storage]

@@ -3,6 +3,7 @@
   (:require [bpfmap.core :as bpf]
             [bpfmap.fixture :as fixture]
             [bpfmap.prog :as prog]
+            [bpfmap.since :as since]
             [clojure.string :as str])
   (:import (java.io Closeable)
            (java.lang ProcessBuilder$Redirect)
@@ -70,8 +71,13 @@
                       [:mov64 :r3 (:value-size (bpf/spec out))]
                       [:call :dynptr-data]
                       [:jeq :r0 0 :done]
+                      ;; Linux 6.1 pushes what is on the stack only.
+                      (for [i (range (long (:value-size (bpf/spec out))))]
+                        [[:ldxb :r1 [:r0 i]]
+                         [:stxb [:r10 (- (long i) (long (:value-size (bpf/spec out))))] :r1]])
                       [:lddw :r1 out]
-                      [:mov64 :r2 :r0]
+                      [:mov64 :r2 :r10]
+                      [:add64 :r2 (- (long (:value-size (bpf/spec out))))]
                       [:mov64 :r3 0]
                       [:call :map-push-elem]
                       :done
@@ -99,8 +105,12 @@
                         [:call :map-lookup-elem]
                         [:jeq :r0 0 :out]
                         [:mov64 :r7 1]
-                        [:atomic-fetch-add64 [:r0 0] :r7]
-                        [:add64 :r7 1]
+                        ;; Without a fetch, programs on several CPUs may get the same number.
+                        (if (since/here? [:kernel :atomic-fetch])
+                          [[:atomic-fetch-add64 [:r0 0] :r7]
+                           [:add64 :r7 1]]
+                          [[:atomic-add64 [:r0 0] :r7]
+                           [:ldxdw :r7 [:r0 0]]])
                         [:stxdw [:r10 from] :r7]
                         [:lddw :r8 -7046029254386353131]
                         [:mul64 :r7 :r8]

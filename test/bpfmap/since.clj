@@ -43,6 +43,10 @@
    :sockmap-of-unix-sockets "5.15"
    :list-heads "6.2" ; fields that the kernel refuses where it knows them
    :timers "5.15"
+   :atomic-fetch "5.12" ; atomic instructions other than an addition without its result
+   :cookies-in-tracing "5.12" ; bpf_get_socket_cookie in programs of the type tracing
+   :locked-memory-by-cgroup "5.11" ; and no limit of locked memory for maps, which is raised before
+   :signed-enums "6.0" ; and enum64
    :links-of-perf-events "5.15"
    :info-of-perf-events "6.6"
    :kprobe-sessions "6.10"

@@ -87,7 +87,7 @@
 
 ;; --- how full
 
-(def ^:private reading-time
+(def reading-time
   "Milliseconds for counting entries that the kernel does not count."
   1000)
 

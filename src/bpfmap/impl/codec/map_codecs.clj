@@ -124,14 +124,12 @@
               (throw (misfit type [:value] value
                              (str "it must be a vector of " n " values, one for each possible CPU; "
                                   "{:cpus :all} writes one value for every CPU")
-                             (str (error/printed value) (cond
-                                                                 (nil? given) " is not a vector"
-                                                                 (< n
-                                                                    (long
-                                                                     given)) (str " has more than "
-                                                                                  n " values")
-                                                                 :else (str " has "
-                                                                            (error/plural given "value"))))))))
+                             (str (error/printed value)
+                                  (cond
+                                    (nil? given) " is not a vector"
+                                    (< n (long given)) (str " has more than "
+                                                            (error/plural n "value"))
+                                    :else (str " has " (error/plural given "value"))))))))
           (reduce (fn [^long i x]
                     (try
                       (write-one of-one x memory (+ offset (* i stride)))

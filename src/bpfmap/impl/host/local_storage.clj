@@ -6,6 +6,8 @@
   net/core/bpf_sk_storage.c."
   (:require [bpfmap.error :as error]
             [bpfmap.impl.host.iterator :as iterator]
+            [bpfmap.impl.kernel.call :as call]
+            [bpfmap.impl.kernel.lacks :as lacks]
             [bpfmap.impl.kernel.procfs :as procfs]
             [bpfmap.impl.map.bpf-map :as bpf-map]))
 
@@ -51,10 +53,17 @@
 
    :sk-storage
    {:kind "bpf_sk_storage_map" :member "sk"
+    :since "5.12" ; bpf_get_socket_cookie in programs of iterators
     :value (fn [_] [[:ldxdw :r8 [:r6 (iterator/offset "bpf_iter__bpf_sk_storage_map" "value")]]
                     [:jeq :r8 0 :out]])
     :key (fn [] [[:mov64 :r1 :r7] [:call :get-socket-cookie]])
     :target (fn [m] {:map m})}})
+
+(defn- check-release [{:keys [since]}]
+  (when-let [why (lacks/explain "entries of socket storages" {:since since}
+                                {:release (call/kernel-release)})]
+    (throw (error/error :not-supported "The local storage cannot be read"
+                        {:bpfmap/op :local-storage :bpfmap/hint why}))))
 
 (defn reduce-entries
   "Reduces over the entries of an open local storage with `(f acc [key value])`.
@@ -62,7 +71,8 @@
   The key is a number: the id of the thread, the id of the cgroup, or the cookie of the socket."
   [m f init]
   (let [{:keys [type value types value-size]} (bpf-map/spec-of m)
-        {:keys [kind member target] of-value :value of-key :key} (kinds type)]
+        {:keys [kind member target] of-value :value of-key :key :as row} (kinds type)]
+    (check-release row)
     (iterator/reduce-records
      {:kind kind
       :insns (concat (iterator/object-of kind member :r7)

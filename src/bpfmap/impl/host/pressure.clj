@@ -70,7 +70,7 @@
       (when (contains? (:ops (map-types/types type)) :reduce)
         (lifecycle/entry-count scanner info until))))
 
-(def ^:private reading-time "Milliseconds for reading maps that the kernel does not count." 1000)
+(def reading-time "Milliseconds for reading maps that the kernel does not count." 1000)
 
 (defn pressure
   "Returns the entries of the maps of the host, and how full they are in percent.

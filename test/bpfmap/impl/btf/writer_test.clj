@@ -231,7 +231,7 @@
                (str/join "\n" (take-last 3 (str/split-lines (.getString log 0)))))
           (do (fixture/syscall close fd) nil))))))
 
-(kernel-test kernel-loads-all-kinds
+(kernel-test ^{:needs [[:kernel :signed-enums]]} kernel-loads-all-kinds
   (testing "the kernel loads types of every kind"
     (is (nil? (load-into-kernel (writer/blob every-kind))))
     (is (nil? (load-into-kernel (writer/blob [{:kind :ptr :type 0}]))))
