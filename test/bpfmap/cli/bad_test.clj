@@ -244,7 +244,7 @@
                     #"Cannot write the file .*: its directory does not exist"]
                    [["save" m "/tmp"] #"it is not a regular file"]
                    [["save" m "/proc/x.edn"] #"Cannot write the file .*: no file can be created there"]
-                   [["diff" m "/no/such.edn"] #": no such file"]
+                   [["diff" m "/no/such.edn"] #": there is no such file"]
                    [["diff" m "no_such_map"] #"No map named"]]]
             (check words 1 pattern))
           (doseq [[words pattern]
