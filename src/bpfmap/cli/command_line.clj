@@ -7,7 +7,6 @@
             [bpfmap.exec.commands :as commands]
             [bpfmap.exec.options :refer [kind-of options]]
             [bpfmap.exec.output :as output]
-            [bpfmap.exec.wording :as wording]
             [bpfmap.impl.nearest :as nearest]
             [clojure.string :as str]
             [clojure.tools.cli :as cli]))
@@ -34,14 +33,14 @@
 (defn in-words
   "Returns a `:usage` error of `bpfmap.exec` in the words of the command line.
 
-  Any other error of a read names the command instead of the operation of the library."
-  [e command-name]
+  Returns any other error as it is."
+  [e]
   (let [{:keys [command missing] :as about} (:bpfmap/usage (ex-data e))
         {:keys [args] :as row} (some-> command commands/command-named)
         positional? (set args)
         word (fn [k] (if (positional? k) (:takes (options k)) (str "--" (name k))))]
     (if-not about
-      (wording/of-command e command-name)
+      e
       (try
         (cond
           (and missing (every? positional? missing))

@@ -70,7 +70,7 @@
                              format (terminal/width))
         (print-value command (terminal/confirmed work checked) checked format)))
     (catch ExceptionInfo e
-      (throw (command-line/in-words e (:name command))))))
+      (throw (command-line/in-words e)))))
 
 (defn run
   "Runs a command line, given as words, and returns the exit code.

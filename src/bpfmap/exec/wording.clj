@@ -25,6 +25,9 @@
    [#":(?:yes|keys|cpus|sort|pin|into|exact|only|target|types|entries) \((--[a-z]+)\)" "$1"]
    [#"a keyword such as :(\w+) or a vector that starts with a keyword such as"
     "a name such as $1 or a list in brackets that starts with a name such as"]
+   [#"^(?:lookup|peek|might-contain\?|has-key\?) on " "get on "]
+   [#"^(?:reduce|snapshot|entries|count-entries) on " "dump on "]
+   [#"^next-key on " "dump --keys on "]
    [#"\{:cpus :all\}" "--cpus all"]
    [#"\{:cpu (?:n|\d+)\}" "--cpus N"]
    [#"\{:lock true\}" "--lock"]
@@ -58,10 +61,6 @@
    [#"\bhas no lookup\b" "has no get"]
    [#"\bhas no (?:peek|might-contain)\b" "has no get"]
    [#"\bnil\b" "nothing"]])
-
-(def ^:private reading
-  "The beginning of a message about an operation that reads."
-  #"^(?:lookup|lookup-all|peek|might-contain\?|has-key\?|reduce|snapshot|entries|count-entries|next-key) on ")
 
 (defn- path-words
   "Replaces paths in given data by names: `[:key :src]` by key.src."
@@ -102,18 +101,3 @@
             #(-> (spec-words (replaced % replacements))
                  ;; Types, fields and map types have no colons
                  (str/replace #"(?<=[\s\[({]|^):(?=[a-zA-Z])" ""))))
-
-(defn of-command
-  "Returns an error of a read as one of the command that made it.
-
-  `put` and `delete` look up the previous value, and many commands iterate.
-
-      (ex-message (of-command (ex-info \"lookup on map 12 failed with EBADF\" {}) \"put\"))
-      ;=> \"put on map 12 failed with EBADF\""
-  ^Throwable [e command]
-  (let [message (ex-message e)
-        words (str/replace message reading (str command " on "))]
-    (if (= message words)
-      e
-      (doto ^Throwable (ex-info words (ex-data e) (ex-cause e))
-        (.setStackTrace (.getStackTrace ^Throwable e))))))

@@ -182,7 +182,8 @@
 (defn load
   "Reads the files of a checked `:http`.
 
-  Returns `{:tls SSLContext :basic-auth {:user :password}}`. Throws `:io`, `:permission` or `:invalid-value` for a file that cannot be used.
+  Returns `{:tls SSLContext :basic-auth {:user :password}}`. Throws `:io`, `:permission` or
+  `:invalid-value` for a file that cannot be used.
 
       (load {:basic-auth {:user \"prom\" :password-file \"/etc/bpfmap/password\"}})
       ;=> {:basic-auth {:user \"prom\", :password \"s3cret\"}}"
