@@ -169,7 +169,7 @@
      [waits #"\(Thread/sleep|\(deref \w+ \S+ |\(\.(await|awaitTermination|waitFor|join) |@\(promise"
        ;; Threads of their own, which nobody else can interrupt; a pod that ends; and the one
        ;; that keeps the answer.
-      known {"impl/waiting.clj" 3, "cli/interactive.clj" 4, "cli/terminal.clj" 4,
+      known {"impl/waiting.clj" 3, "cli/interactive.clj" 4, "cli/terminal.clj" 3,
              "nrepl/listener.clj" 1, "pod/server.clj" 1, "impl/memory/view.clj" 1, "prog.clj" 1,
              ;; For events in slices of 100 ms, between which the reader looks for an interrupt;
              ;; and for a function of the caller's that uses the reader that is being closed.
