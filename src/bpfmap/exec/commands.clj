@@ -171,7 +171,7 @@
     :text ["Sorts by rate of change, highest first. Marks added entries with +, changed"
            "ones with * and removed ones with -. Adds up per-CPU values unless --cpus is"
            "given. On a terminal, the keys < and > choose the column to sort by, r reverses"
-           "the order, c shows changed entries only, the space bar pauses, h shows the keys,"
+           "the order, c shows changed entries only, the space pauses, h shows the keys,"
            "and q ends it. If not on a terminal, prints the changes at every interval."
            "Does not keep the map alive: if the map disappears, or its pin is removed or"
            "replaced, watch reports that. With --follow, watch continues with the map that"
