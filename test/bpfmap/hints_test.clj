@@ -362,7 +362,8 @@
      (with-open [m (hash-map-of 1)
                  p (program :raw-tracepoint)]
        (let [{:keys [btf-id] :as info} (bpf/info m)
-             program-types (remove #{:ext :lsm} (keys prog/types))]
+             program-types (filter #(:supported (feature/program-type %))
+                                   (remove #{:ext :lsm} (keys prog/types)))]
          (doseq [[what f] (concat
                            {"open" #(bpf/open (:id info))
                             "open a program" #(prog/open (:id (prog/info p)))
