@@ -1002,7 +1002,7 @@
 
 (def ^:private read-a-file #(slurp "/etc/passwd"))
 
-(kernel-test k8-kprobes
+(kernel-test ^{:needs [[:kernel :links-of-perf-events]]} k8-kprobes
   (testing "kernel functions run programs, or the kernel option is named"
     (with-open [p (loaded :kprobe [[:mov64 :r0 0] [:exit]])]
       (if (nil? (kernel.perf/event-type "kprobe"))
@@ -1102,8 +1102,9 @@
           (check-kind {:program (traced :tracing attach-type "vfs_read")
                        :target target
                        :provoke read-a-file
-                       :info {:type :tracing :attach-type attach-type
-                              :target-btf-id (links/btf-id :func "vfs_read")}}))
+                       :info (cond-> {:type :tracing :attach-type attach-type}
+                               (since/here? [:kernel :targets-of-tracing])
+                               (assoc :target-btf-id (links/btf-id :func "vfs_read")))}))
         (when (since/has? [:cookie :fentry])
           (with-open [m (counter)
                       ^Program p (loaded :tracing (links/storing-cookie m)
@@ -1154,8 +1155,9 @@
               (with-open [l (link/attach p)]
                 (run-once x)
                 (is (= [1 1] (map packets [x y])) "the other program runs in its place")
-                (is (= {:type :tracing :program-id (:id (prog/info p))
-                        :target-obj-id (:id (prog/info (get-in x [:programs "count"])))}
+                (is (= (cond-> {:type :tracing :program-id (:id (prog/info p))}
+                         (since/here? [:kernel :targets-of-tracing])
+                         (assoc :target-obj-id (:id (prog/info (get-in x [:programs "count"])))))
                        (select-keys (link/info l) [:type :program-id :target-obj-id :attach-type])))
                 (is (= [(link/info l)] (filter #(= (:id (link/info l)) (:id %)) (host/links))))
                 (let [{:keys [message] :bpfmap/keys [error]}
@@ -1186,7 +1188,8 @@
                       (with-open [l (link/attach p (assoc function :program third))]
                         (run-once z)
                         (is (= before (packets z)))
-                        (is (= (:id (prog/info third)) (:target-obj-id (link/info l))))
+                        (when (since/has? [:kernel :targets-of-tracing])
+                          (is (= (:id (prog/info third)) (:target-obj-id (link/info l)))))
                         (testing "two at once"
                           (is (replaces? function)))
                         (is (= :busy (:bpfmap/error

@@ -47,6 +47,7 @@
    :cookies-in-tracing "5.12" ; bpf_get_socket_cookie in programs of the type tracing
    :locked-memory-by-cgroup "5.11" ; and no limit of locked memory for maps, which is raised before
    :signed-enums "6.0" ; and enum64
+   :targets-of-tracing "5.13" ; in the info of a link
    :links-of-perf-events "5.15"
    :info-of-perf-events "6.6"
    :kprobe-sessions "6.10"

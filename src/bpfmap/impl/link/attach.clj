@@ -86,11 +86,14 @@
   (let [cookie (:cookie options)]
     (when (= :lsm kind)
       (check-security-module request))
-    [(create (cond-> request
-               (and of-program (nil? cookie))
-               (assoc :hints {:EINVAL [:not-supported
-                                       (str "the kernel attaches a program to a function of "
-                                            "another program once; load it again")]}))
+    [(create (assoc request :hints
+                    (let [again (if of-program
+                                  (str "the kernel attaches a program to a function of another "
+                                       "program once; load it again")
+                                  "this kernel attaches such a program once; load it again")]
+                      ;; ENOENT on 5.10, where it is so for functions of the kernel too
+                      (cond-> {:ENOENT [:not-supported again]}
+                        (and of-program (nil? cookie)) (assoc :EINVAL [:not-supported again]))))
              (if (and cookie (not= :tp-btf kind))
                {:form :tracing
                 :attach-type (attach-number (first (get-in row [:programs type])))
@@ -150,7 +153,8 @@
             outcome (kernel.link/create link ctx)]
         (cond
           (instance? Fd outcome) [outcome]
-          (and other (= :EINVAL (errno/errno-name (- (long outcome))))) (attach-to other)
+          ;; ENOENT on 5.10
+          (and other (#{:EINVAL :ENOENT} (errno/errno-name (- (long outcome))))) (attach-to other)
           :else (throw (refused request (str "Attaching to " (link/target-text target))
                                 outcome)))))))
 
