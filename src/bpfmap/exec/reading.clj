@@ -116,6 +116,14 @@
   "Types of local storages that `bpfmap.host/local-storage` reads."
   #{:task-storage :cgrp-storage :sk-storage})
 
+(defn- spec-of-rows
+  "Returns the spec of an open map with the type of the keys in [[entries]].
+
+  Those of local storages are the numbers that `bpfmap.host/local-storage` returns."
+  [m]
+  (let [{:keys [type] :as spec} (bpf/spec m)]
+    (cond-> spec (listed-by-iterator type) (assoc :key :u64 :key-size 8))))
+
 (defn- check-dumpable
   "Does the same as `input/check-dumpable`, but accepts local storages."
   [m options]
@@ -240,7 +248,7 @@
     (with-inner options f)
     (with-open [m (input/open-typed options :read-only)]
       (check-dumpable m options)
-      (let [shower (shown/shower options (bpf/spec m) m)]
+      (let [shower (shown/shower options (spec-of-rows m) m)]
         (f (entries m options)
            (with-fields m options)
            (assoc (about m options shower) :map (select-keys (bpf/info m) [:id :name :type]))

@@ -8,6 +8,7 @@
             [bpfmap.linux :as linux]
             [bpfmap.objects :as objects]
             [bpfmap.since :as since]
+            [clojure.java.io :as io]
             [clojure.string :as str]
             [clojure.test :refer [is testing]])
   (:import (java.io Closeable)
@@ -46,7 +47,10 @@
       (bpf/put! m (:path a) 18446744073709551615)
       (bpf/put! m (:path b) 2)
       (is (= {(:id a) 18446744073709551615, (:id b) 2} (into {} (host/local-storage m))))
-      (is (= #{(:id a) (:id b)} (set (map :key (exec/dump {:ref m}))))))))
+      (is (= #{(:id a) (:id b)} (set (map :key (exec/dump {:ref m})))))
+      (testing "the number is shown as a path"
+        (is (= #{(.getName (io/file (:path a))) (.getName (io/file (:path b)))}
+               (into #{} (map #(.getName (io/file (:key %)))) (exec/dump {:ref m :as "key=cgroup"}))))))))
 
 (kernel-test l7-socket-storage
   (testing "values of sockets, by the cookie of the socket"
