@@ -105,7 +105,7 @@
 
 ;; --- elements
 
-(kernel-test elements
+(kernel-test ^{:needs [[:operation :hash :take!]]} elements
   (testing "the element operations return what the kernel did"
     (with-open [m (create MapType/HASH 2)]
       (is (nil? (.lookup m (u32 1))))

@@ -82,7 +82,7 @@
           result (check/quick-check (fixture/trials 300) property)]
       (is (:pass? result) (pr-str (:shrunk result))))))
 
-(kernel-test other-instructions
+(kernel-test ^{:needs [[:kernel :atomic-fetch]]} other-instructions
   (testing "jumps, loads, stores and calls work as specified"
     (are [result insns] (= result (returned insns))
       3
