@@ -204,7 +204,7 @@
         {:data "xyz"} :invalid-value "hexadecimal"
         {:repeat 0} :invalid-value ":repeat must be a positive 32-bit integer, got 0"
         {:input 1} :invalid-value
-        "Unknown option :input: use :data, :context or :repeat"))
+        "Unknown option :input: use :context, :data or :repeat"))
     (testing "a type without test runs"
       (with-open [p ^Closeable (prog/load {:type :kprobe :insns [[:mov64 :r0 0] [:exit]]})]
         (is (= :not-supported (:bpfmap/error (error-of (prog/test-run p)))))))

@@ -285,7 +285,7 @@
                        [{:port 65536 :trust-all-local-users true}
                         ":port must be an integer from 0 to 65535, got 65536: use 0 for any free port"]
                        [{:port 0 :trust-all-local-users true :bind "0.0.0.0"}
-                        "Unknown option :bind: use :socket, :port or :trust-all-local-users"]
+                        "Unknown option :bind: use :port, :socket or :trust-all-local-users"]
                        [{} ":socket or :port is required"]]]
       (is (= [:invalid-value message]
              ((juxt :bpfmap/error :message) (error-of (server/start options))))))))

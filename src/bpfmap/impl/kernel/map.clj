@@ -204,10 +204,10 @@
 (defn open-id
   "Opens a map by its id; returns its descriptor.
 
-  If the kernel cannot be called, only simulated maps exist: `:not-found` for any other id."
+  If the kernel cannot be called, a reference to any but a simulated map is `:not-found`."
   ^Fd [id access ctx]
   (or (SimulatedMap/open (long id))
-      (when-let [reason (Native/unavailable)]
+      (when-let [reason (when (:reference ctx) (Native/unavailable))]
         (throw (error/error :not-found (str "There is no simulated map with the id " id)
                             {:bpfmap/op (:op ctx) :bpfmap/map (:map ctx)
                              :bpfmap/hint (str "maps of the kernel cannot be opened: " reason)})))

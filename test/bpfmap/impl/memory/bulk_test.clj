@@ -98,10 +98,10 @@
           #(mem/->array (mem/view memory [:array :u128 2]))
           :invalid-value "The view must be a view of an array, got 7" #(mem/->array 7)
           :out-of-range "9 elements from 0 of a view of 8" #(mem/copy-to v (int-array 9))
-          :out-of-range "1 elements from 8 of a view of 8" #(mem/copy-to v 8 (int-array 1))
-          :out-of-range "1 elements from -1 of a view of 8" #(mem/copy-from v -1 (int-array 1))
+          :out-of-range "1 element from 8 of a view of 8" #(mem/copy-to v 8 (int-array 1))
+          :out-of-range "1 element from -1 of a view of 8" #(mem/copy-from v -1 (int-array 1))
           :out-of-range "2 elements from 3 of an array of 4" #(mem/copy-to v 0 (int-array 4) 3 2)
-          :out-of-range "1 elements from 9223372036854775808 of a view of 8"
+          :out-of-range "1 element from 9223372036854775808 of a view of 8"
           #(mem/copy-to v 9223372036854775808N (int-array 1)))
         (is (= 0 (count (mem/copy-to v 8 (int-array 0)))) "nothing at the very end is fine")))))
 
