@@ -247,7 +247,9 @@
   (and (map? x) (every? keyword? (keys x))))
 
 (defn plural
-  "Returns a number and its noun, \"bytes\" or such by default.
+  "Returns a number and its noun.
+
+  By default, the plural of the noun ends in s.
 
       (plural 1 \"byte\")              ;=> \"1 byte\"
       (plural 2 \"byte\")              ;=> \"2 bytes\"

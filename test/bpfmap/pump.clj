@@ -71,7 +71,7 @@
                       [:mov64 :r3 (:value-size (bpf/spec out))]
                       [:call :dynptr-data]
                       [:jeq :r0 0 :done]
-                      ;; Linux 6.1 pushes what is on the stack only.
+                      ;; Linux 6.1 pushes only from the stack.
                       (for [i (range (long (:value-size (bpf/spec out))))]
                         [[:ldxb :r1 [:r0 i]]
                          [:stxb [:r10 (- (long i) (long (:value-size (bpf/spec out))))] :r1]])

@@ -20,7 +20,7 @@
      :lines (if (seq problems)
               problems
               [(str "The config is valid: "
-                    (error/plural (count metrics) "metric" "metrics"))])
+                    (error/plural (count metrics) "metric"))])
      :notes (map #(str % ": it may come later") missing)
      :exit (if (seq problems) 1 0)}))
 

@@ -140,8 +140,8 @@
 (defn- frame-lines
   "Returns a function from a frame and a screen size to lines.
 
-  Changed rows are bold. `view` is an atom with `:sort` and `:changed`. Its `:columns` are those of
-  the last frame."
+  Changed rows are bold. `view` is an atom with `:sort`, `:changed`, and the `:columns` of the last
+  frame."
   [options view]
   (let [seen (volatile! {:paths [] :widths {}})]
     (fn [frame {:keys [width height paused]}]
@@ -320,7 +320,7 @@
     :align :right :rank 1 :by "time-ns"}])
 
 (defn- program-titles [{:keys [programs elapsed rows]} options]
-  [(str (error/plural programs "program" "programs") ", " (count (filter ran? rows)) " ran")
+  [(str (error/plural programs "program") ", " (count (filter ran? rows)) " ran")
    (str (clock-text options) ", measuring for " (output/format-1dp elapsed) " s")])
 
 (defn prog-top
@@ -351,7 +351,7 @@
             (zero? (double (or changes-per-second 0.0))))))
 
 (defn- map-titles [{:keys [maps rows]} options]
-  [(str (error/plural maps "map" "maps") ", " (count (filter changes? rows)) " changed")
+  [(str (error/plural maps "map") ", " (count (filter changes? rows)) " changed")
    (clock-text options)])
 
 (defn top
@@ -387,7 +387,7 @@
   (let [names (clojure.core/map first (exec.tail/structs-for map size))]
     (str "events are shown as bytes; "
          (if (seq names)
-           (str "structs of " (error/plural size "byte" "bytes")
+           (str "structs of " (error/plural size "byte")
                 " in the programs that use the map: "
                 (str/join ", " (take 10 (clojure.core/map output/cell names)))
                 (when (next (drop 9 names)) " …")
@@ -420,7 +420,7 @@
              (str (error/plural lost "event was" "events were")
                   " lost, because a buffer was full"))
            (when (pos? (long missed))
-             (str (error/plural missed "byte" "bytes") " of events were missed: they were "
+             (str (error/plural missed "byte") " of events were missed: they were "
                   (if (= :perf-event-array (:type (:map about)))
                     "read by the owner and could be overwritten"
                     "overwritten")
@@ -466,7 +466,7 @@
   [options {:keys [format]}]
   (let [{:keys [count notes exit]} (print-events "tail" options format)]
     {:as-text true
-     :closing [(error/plural count "event" "events")]
+     :closing [(error/plural count "event")]
      :notes notes
      :exit exit}))
 
@@ -487,7 +487,7 @@
         title [(str "System calls of this host, counted in BPF map " id " (hash)")
                (str (output/format-1dp elapsed) " of " (output/format-1dp seconds) " s: "
                     (demo/total counts) " calls of "
-                    (error/plural (count counts) "kind" "kinds") "; stop with Ctrl-C")
+                    (error/plural (count counts) "kind") "; stop with Ctrl-C")
                ""]
         room (max 0 (- height (count title) 1))]
     (into title
@@ -527,7 +527,7 @@
     {:value value
      :columns columns :rows shown
      :closing [(str "Counted " total " system calls of "
-                    (error/plural (count calls) "kind" "kinds")
+                    (error/plural (count calls) "kind")
                     " in " (output/format-1dp elapsed) " s"
                     (when (< (count shown) (count calls))
                       (str "; the top " (count shown) " are above")))
@@ -540,7 +540,7 @@
   (let [{:keys [count map notes exit]} (demo/with-events seconds #(print-events "demo" % format))]
     {:as-text true
      :notes notes
-     :closing [(str (error/plural count "event" "events") " of this host") (end-text map)]
+     :closing [(str (error/plural count "event") " of this host") (end-text map)]
      :exit exit}))
 
 (defn demo

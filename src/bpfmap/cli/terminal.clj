@@ -92,7 +92,7 @@
 (def ^:private frame-millis 250)
 
 (defn- line-below
-  "Returns a line that stands below what is written, as `{:writer :show :erase}`.
+  "Returns a line that stays below the text, as `{:writer :show :erase}`.
 
   Text for `writer` goes to `out` and erases the line first. `show` replaces the line, unless the
   last line of text has no end yet."

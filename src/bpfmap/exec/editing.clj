@@ -155,7 +155,7 @@
     changes))
 
 (defn replacing
-  "Returns changes whose `:old` values are those that conflicts have `:now`.
+  "Returns changes whose `:old` values are the `:now` values of conflicts.
 
       (replacing [{:key 7 :old 42 :new 43}] [{:key 7 :old 42 :new 43 :now 50}]) ;=> [{:key 7, :old 50, :new 43}]"
   [changes conflicts]

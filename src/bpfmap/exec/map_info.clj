@@ -87,10 +87,6 @@
 
 ;; --- how full
 
-(def reading-time
-  "Milliseconds for counting entries that the kernel does not count."
-  1000)
-
 (defn with-entries
   "Adds `:entries` of a map to a row, and `:full` in percent.
 
@@ -111,7 +107,7 @@
   altogether."
   []
   (let [counts (pressure/kernel-counts)
-        deadline (pressure/deadline reading-time)]
+        deadline (pressure/deadline pressure/reading-time)]
     (fn [scanner info]
       (pressure/entries scanner info counts deadline))))
 
@@ -125,7 +121,7 @@
   (let [{:keys [ops]} (map-types/types type)]
     (when (contains? ops :reduce)
       (try
-        (or (batch-ops/count-entries m (pressure/deadline reading-time))
+        (or (batch-ops/count-entries m (pressure/deadline pressure/reading-time))
             (when (pressure/counted-by-kernel? type) (get (pressure/kernel-counts) id)))
         (catch ExceptionInfo _ nil)))))
 

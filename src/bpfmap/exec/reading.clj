@@ -119,7 +119,7 @@
 (defn- spec-of-rows
   "Returns the spec of an open map with the type of the keys in [[entries]].
 
-  Those of local storages are the numbers that `bpfmap.host/local-storage` returns."
+  The keys of local storages are the numbers that `bpfmap.host/local-storage` returns."
   [m]
   (let [{:keys [type] :as spec} (bpf/spec m)]
     (cond-> spec (listed-by-iterator type) (assoc :key :u64 :key-size 8))))

@@ -163,7 +163,7 @@
 (defn- side-lines [side {:keys [type c size]}]
   (when type
     (concat [""
-             (str (name side) ", " (error/plural size "byte" "bytes")
+             (str (name side) ", " (error/plural size "byte")
                   ", in C and as a type of bpfmap")]
             (map #(str "  " %) c)
             [""]
@@ -235,7 +235,7 @@
                  {:title "WHY" :of :why :least 8 :rank 1}]
         of-feature (fn [feature] (filter #(= feature (:feature %)) rows))]
     (if where
-      {:columns columns :rows rows :closing [(error/plural (count rows) "feature" "features")]}
+      {:columns columns :rows rows :closing [(error/plural (count rows) "feature")]}
       {:csv-columns columns :rows rows
        :lines (concat [(str "Linux " (:kernel (meta rows)))]
                       (summary-lines "Map types" (of-feature :map-type))
@@ -379,8 +379,8 @@
      :csv-columns [{:title "TITLE" :of :title} {:title "FROM" :of :from} {:title "TO" :of :to}
                    {:title "COUNT" :of :count}]
      :closing [(if (seq histograms)
-                 (str (error/plural (reduce +' (map :total histograms)) "count" "counts") " in "
-                      (error/plural (count histograms) "histogram" "histograms"))
+                 (str (error/plural (reduce +' (map :total histograms)) "count") " in "
+                      (error/plural (count histograms) "histogram"))
                  "no counts yet")]}))
 
 ;; --- lists and maps
@@ -507,12 +507,12 @@
     {:lines
      (concat
       (if maps
-        [(str "Linux " kernel ": " (error/plural maps "map" "maps") " with "
+        [(str "Linux " kernel ": " (error/plural maps "map") " with "
               (output/human-size memory)
-              (when programs (str ", " (error/plural programs "program" "programs")))
-              (when links (str ", " (error/plural links "link" "links"))))]
+              (when programs (str ", " (error/plural programs "program")))
+              (when links (str ", " (error/plural links "link"))))]
         [(str "Linux " kernel ": " reason)
-         (str (if pins (error/plural pins "pin" "pins") "no pins") " visible")])
+         (str (if pins (error/plural pins "pin") "no pins") " visible")])
       (overview-table "Fullest maps"
                       (concat named [{:title "" :of output/full-text :align :right}] held)
                       fullest)
@@ -651,7 +651,7 @@
         starts (map :offset blocks)
         ends (concat (rest starts) [size])]
     (concat
-     [(str "# " (output/cell name) ": " (error/plural size "byte" "bytes")
+     [(str "# " (output/cell name) ": " (error/plural size "byte")
            (when address (str " at 0x" (.toString (biginteger address) 16))))]
      (code-rows code 0 (if (seq starts) (first starts) size))
      (mapcat (fn [{:keys [file line text]} from to]
@@ -769,7 +769,7 @@
                                 (when (seq name) (output/cell name))))
                 text))
      :closing [(cond
-                 (seq pins) (error/plural (count pins) "pin" "pins")
+                 (seq pins) (error/plural (count pins) "pin")
                  (seq unseen) "no pins visible: permission denied; run as root"
                  :else "no pins")]
      :notes unseen
@@ -910,10 +910,10 @@
   [value]
   (when (map? value)
     (let [{:bpfmap/keys [extra missing]} value]
-      (str (when missing (str "  (" (error/plural missing "byte" "bytes") " missing)"))
+      (str (when missing (str "  (" (error/plural missing "byte") " missing)"))
            (when extra
              (let [shown (take most-extra extra)]
-               (str "  (" (error/plural (count extra) "more byte" "more bytes") ": "
+               (str "  (" (error/plural (count extra) "more byte") ": "
                     (hexadecimal shown) (when (< (count shown) (count extra)) " …") ")")))))))
 
 (defn- laid-out
@@ -1023,7 +1023,7 @@
   (if (< (long most-text) (count text)) (str (subs text 0 (dec (long most-text))) "…") text))
 
 (defn- size-or-type [type size]
-  (or (type-text type) (when size (error/plural size "byte" "bytes"))))
+  (or (type-text type) (when size (error/plural size "byte"))))
 
 (def ^:private object-map-columns
   [{:title "NAME" :of :name}
@@ -1102,7 +1102,7 @@
     (let [n (count (remove :satisfied relocations))]
       (str "this kernel satisfies "
            (if (zero? n) "all" (- (count relocations) n)) " of "
-           (error/plural (count relocations) "relocation" "relocations")))))
+           (error/plural (count relocations) "relocation")))))
 
 (defn- titled
   "Returns the lines of a table under a title; nil without rows."
@@ -1126,7 +1126,7 @@
              [(str (output/cell object-name) ": " (name byte-order) ", "
                    (if (seq license) (str "license " (output/cell license)) "no license") ", "
                    (if btf
-                     (str "BTF of " (error/plural (count btf) "byte" "bytes"))
+                     (str "BTF of " (error/plural (count btf) "byte"))
                      "no BTF"))]
              (titled "Maps" object-map-columns (by-name maps))
              (titled "Programs" object-program-columns (by-name programs))
@@ -1138,9 +1138,9 @@
                      (by-name kconfig))
              (titled "Kernel symbols" object-extern-columns (by-name ksyms))
              (titled "CO-RE relocations" relocation-columns (relocation-rows object)))
-     :closing [(str (error/plural (count maps) "map" "maps") ", "
-                    (error/plural (count programs) "program" "programs") ", "
-                    (error/plural (count variables) "variable" "variables"))
+     :closing [(str (error/plural (count maps) "map") ", "
+                    (error/plural (count programs) "program") ", "
+                    (error/plural (count variables) "variable"))
                (unsatisfied-text object)]}))
 
 ;; --- a run

@@ -203,7 +203,7 @@
   "Reads the map once.
 
   Returns the frame, compared with the previous reading, and the state for the next reading. If the
-  options have a `:view`, it is a reference to `:sort` and `:changed`, which replace those of the
+  options have a `:view`, it is a reference to `:sort` and `:changed`, which replace the same
   options. The rows are then not shown by hints: the metadata of the frame has `:arranged`, a
   function of a view and rows, and `:showing`, a transducer."
   [{:keys [view] :as options} looker {:keys [id before taken types about began]} now]

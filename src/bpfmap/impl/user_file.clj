@@ -59,7 +59,7 @@
   "Returns the reason to reject a path that is not a regular file, or nil.
 
   A FIFO can block, and a device can be endless. Pipes that the process inherited, such as
-  /dev/stdin or that of `<(…)`, are allowed."
+  /dev/stdin or a pipe of `<(…)`, are allowed."
   [^Path path]
   (when-not (or (Files/isRegularFile path follow) (Files/notExists path follow))
     (let [unix? (contains? (.supportedFileAttributeViews (.getFileSystem path)) "unix")

@@ -41,7 +41,7 @@
   "Returns a row for each map that can be full, and for each ring."
   [{:keys [where]}]
   (let [counts (pressure/kernel-counts)
-        until (pressure/deadline 1000)
+        until (pressure/deadline pressure/reading-time)
         row (fn [scanner {:keys [type max-entries] :as info}]
               (cond
                 (map-info/ring? info) info

@@ -40,9 +40,12 @@
     (is (as-wanted? @last-one) (str/join "\n" @last-one))
     @last-one))
 
+(defn- press [key]
+  (tmux "send-keys" "-t" "it" key))
+
 (defn- type-line [text]
   (tmux "send-keys" "-t" "it" "-l" text)
-  (tmux "send-keys" "-t" "it" "Enter"))
+  (press "Enter"))
 
 (defn- line? [pattern] (fn [lines] (some #(re-find pattern %) lines)))
 
@@ -165,7 +168,7 @@
                                             (every? (fn [l] (< (count l) 60)) %)
                                             ((line? #"^\*  10\.0\.0\.7") %)))]
                   (is (re-find #"^Map" (first lines)) "the frame is drawn for the new size"))
-                (tmux "send-keys" "-t" "it" "C-c")
+                (press "C-c")
                 (let [lines (wait-for (line? #"^same"))]
                   (is (some #{"ended 130"} lines))
                   (is (some #(re-find #"^\*  10\.0\.0\.7" %) lines) "the last table stays"))
@@ -191,8 +194,7 @@
                         (keep #(second (re-find (re-pattern (str own "_(\\w+)")) %)) lines))
                 sorted (fn [text order]
                          (wait-for #(and (str/includes? (str (first %)) (str "; sorted by " text))
-                                         (= order (names %)))))
-                press #(tmux "send-keys" "-t" "it" %)]
+                                         (= order (names %)))))]
             (sorted "ENTRIES, descending" ["high" "mid" "low"])
             (press "r")
             (sorted "ENTRIES, ascending" ["low" "mid" "high"])
@@ -225,8 +227,7 @@
         (let [rows (fn [lines] (keep #(second (re-find #"^.  +(\d) .*B " %)) lines))
               sorted (fn [text order]
                        (wait-for #(and (str/ends-with? (str (first %)) (str "; sorted by " text))
-                                       (= order (rows %)))))
-              press #(tmux "send-keys" "-t" "it" %)]
+                                       (= order (rows %)))))]
           (sorted "change" ["1" "2" "3"])
           (wait-for (line? #"keys: h help, q quit$"))
           (press ">")

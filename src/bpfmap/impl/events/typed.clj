@@ -144,7 +144,8 @@
   ^Throwable [^Throwable e ^RawEvent event op identity]
   (let [kind (:bpfmap/error (ex-data e) :invalid-value)]
     (error/error kind
-                 (str "An event of " (error/plural (.length event) "byte") " cannot be decoded: " (ex-message e))
+                 (str "An event of " (error/plural (.length event) "byte")
+                      " cannot be decoded: " (ex-message e))
                  (assoc (dissoc (ex-data e) :bpfmap/hint :bpfmap/error)
                         :bpfmap/op op
                         :bpfmap/map identity

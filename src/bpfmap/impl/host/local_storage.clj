@@ -59,8 +59,8 @@
     :key (fn [] [[:mov64 :r1 :r7] [:call :get-socket-cookie]])
     :target (fn [m] {:map m})}})
 
-(defn- check-release [{:keys [since]}]
-  (when-let [why (lacks/explain "entries of socket storages" {:since since}
+(defn- check-release [row]
+  (when-let [why (lacks/explain "entries of socket storages" row
                                 {:release (call/kernel-release)})]
     (throw (error/error :not-supported "The local storage cannot be read"
                         {:bpfmap/op :local-storage :bpfmap/hint why}))))

@@ -450,7 +450,8 @@
         n (or n (if (int? start) (max 0 (- length (long start))) 0))
         refuse (fn [at total of]
                  (error/error :out-of-range
-                              (str (if (= 1 n) "1 element" (str (error/printed n) " elements")) " from "
+                              (str (if (= 1 n) "1 element" (str (error/printed n) " elements"))
+                                   " from "
                                    (error/printed at) " of " of " " total)
                               (memory.bytes/data (.-source v) op nil)))]
     (cond

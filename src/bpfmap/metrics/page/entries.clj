@@ -125,7 +125,7 @@
           (picture/sparkline history shared/samples
                              (str "Rate of " (path-title path) " per second, last " history-text))])]
       (when (pos? (long more-paths))
-        [:p {:class "note"} (str (error/plural more-paths "field" "fields") " left out.")])])))
+        [:p {:class "note"} (str (error/plural more-paths "field") " left out.")])])))
 
 (defn- bound-text
   "Returns the upper bound of bucket i; the last bucket has none."

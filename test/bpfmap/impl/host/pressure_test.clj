@@ -2,7 +2,6 @@
   "How full maps are: the kernel's counts against a walk over the entries."
   (:require [bpfmap.core :as bpf]
             [bpfmap.exec :as exec]
-            [bpfmap.exec.map-info :as map-info]
             [bpfmap.fixture :as fixture :refer [error-of kernel-test]]
             [bpfmap.host :as host]
             [bpfmap.impl.host.iterator :as iterator]
@@ -21,8 +20,7 @@
   (fn [f]
     (if (= 1 fixture/slowness)
       (f)
-      (with-redefs [pressure/reading-time fixture/patience
-                    map-info/reading-time fixture/patience]
+      (with-redefs [pressure/reading-time fixture/patience]
         (f)))))
 
 (def ^:private inner {:type :array :key :u32 :value :u64 :max-entries 1})
