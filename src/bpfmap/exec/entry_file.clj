@@ -106,8 +106,7 @@
           (cond
             (= ::none form) (ended nil) ; a discarded form was the last
             (instance? Throwable form)
-            (ended (str/replace (:bpfmap/problem (ex-data form) (ex-message form))
-                                #"^java\.lang\.\w+: " ""))
+            (ended (:bpfmap/problem (ex-data form) (ex-message form)))
             :else (do (count-entry)
                       (recur (conj! forms [line form])))))))))
 

@@ -7,8 +7,9 @@
   that bpfmap reads is read here."
   (:require [bpfmap.error :as error]
             [bpfmap.impl.edn-text :as edn-text]
-            [clojure.edn :as edn])
-  (:import (clojure.lang ExceptionInfo)
+            [clojure.edn :as edn]
+            [clojure.string :as str])
+  (:import (clojure.lang EdnReader$ReaderException ExceptionInfo LineNumberingPushbackReader)
            (java.io BufferedReader FilterReader PushbackReader Reader StringReader)))
 
 (set! *warn-on-reflection* true)
@@ -106,6 +107,16 @@
 (defn- unknown-tag [tag _]
   (throw (invalid (str "the tag #" tag " is unknown"))))
 
+(defn- unwrapped
+  "Returns the exception that a RuntimeException of the reader wraps, or itself.
+
+  A reader that counts lines wraps every exception, and others that of a tag's function."
+  [^RuntimeException e]
+  (let [cause (ex-cause e)]
+    (if (or (instance? EdnReader$ReaderException e) (:bpfmap/error (ex-data cause)))
+      cause
+      e)))
+
 (defn read-form
   "Reads and returns the next form of a [[bounded-reader]].
 
@@ -127,15 +138,26 @@
     (catch ExceptionInfo e
       (throw (if (:bpfmap/error (ex-data e)) e (invalid (ex-message e) e))))
     (catch RuntimeException e
-      ;; What a tag's function throws comes wrapped.
-      (throw (if (:bpfmap/error (ex-data (ex-cause e)))
-               (ex-cause e)
-               (invalid (or (ex-message e) (str (class e))) e))))
+      (let [e (unwrapped e)]
+        (throw (if (:bpfmap/error (ex-data e))
+                 e
+                 (invalid (or (ex-message e) (str (class e))) e)))))
     (catch StackOverflowError e
       (throw (invalid "tags or metadata nested too deep" e)))
     (catch OutOfMemoryError e
       (throw (error/error :no-memory "The text needs more memory than the JVM may use"
                           {:bpfmap/hint "give it more with the JVM's option -Xmx"} e)))))
+
+(defn- at-line
+  "Returns an exception of [[read-form]] with the line at which the reader stopped.
+
+  It stays as it is if the text has one line, and beyond the bounds, which are checked ahead."
+  ^Throwable [^PushbackReader reader e]
+  (let [{:bpfmap/keys [problem]} (ex-data e)]
+    (if (and problem (ex-cause e) (instance? LineNumberingPushbackReader reader))
+      (invalid (str "line " (.getLineNumber ^LineNumberingPushbackReader reader) ": " problem)
+               (ex-cause e))
+      e)))
 
 (defn read-forms
   "Reads all forms of a text, as a vector, with the options of [[read-form]].
@@ -143,9 +165,13 @@
       (read-forms \"1 :a\") ;=> [1 :a]"
   ([text] (read-forms text {}))
   ([text options]
-   (let [reader (bounded-reader (StringReader. text))
+   (let [reader (cond-> (bounded-reader (StringReader. text))
+                  (str/includes? text "\n") (LineNumberingPushbackReader.))
          end (Object.)
-         read-next #(read-form reader (assoc options :eof end))]
+         read-next #(try
+                      (read-form reader (assoc options :eof end))
+                      (catch ExceptionInfo e
+                        (throw (at-line reader e))))]
      (loop [forms []]
        (let [form (read-next)]
          (if (identical? end form) forms (recur (conj forms form))))))))
