@@ -43,7 +43,7 @@
   Needs the permission to open the maps.
 
       (check {:metrics [{:name \"hits\" :type :gauge :map \"hits\"}]})
-      ;=> {:problems [], :missing [\"No map named \\\"hits\\\"\"]}"
+      ;=> {:problems [], :missing [\"No map named \\\"hits\\\": it may come later\"]}"
   [config]
   (select-keys (collecting/check config) [:problems :missing]))
 

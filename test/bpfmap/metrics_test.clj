@@ -73,7 +73,7 @@
              [{:name "bpfmap_m"} "metric bpfmap_m :name must not begin with bpfmap_, as the metrics of the exporter do, got \"bpfmap_m\""]
              [{:help 3} "metric m :help must be a string, got 3"]
              [{:where ["a"]} "metric m :where 0 must be a condition, got \"a\": such as 'bytes>1000', src=10.0.0.1, name~^cali or '[:or [:> :bytes 1000] [:= :src \"10.0.0.1\"]]'"]
-             [{:as {:src :ipv5}} "metric m :as must have a hint that exists, got {:src :ipv5}: did you mean ipv4 or ipv6?"]
+             [{:as {:src :ipv5}} "metric m :as :src must have a hint that exists, got {:src :ipv5}: did you mean ipv4 or ipv6?"]
              [{:cpus :all} "metric m :cpus must be each, sum or the number of a CPU, got :all"]
              [{:scale 0} "metric m :scale must be a positive number, got 0"]
              [{:limit 0} "metric m :limit must be a positive integer, got 0"]
@@ -101,18 +101,33 @@
              [{:type :histogram :form :old} "metric m :form must be :classic, :native or :both, got :old"]]]
       (is (= [message] (messages {:metrics [(merge {:name "m" :type :gauge :map "m"} metric)]}))
           (pr-str metric)))
-    (is (= ["metric h_count :name must be given once, got \"h_count\": use labels to tell series apart"]
-           (filter #(re-find #"once" %)
-                   (messages {:metrics [{:name "h" :type :histogram :map "a"}
-                                        {:name "h_count" :type :histogram :map "a"}]}))))
+    (testing "two metrics with a name, or with a name among their samples"
+      (doseq [[a b message]
+              [["m" "m" "m :name must be given once, got \"m\": use labels to tell series apart"]
+               ["h" "h_max_total" nil]
+               ["m_total" "m" "m :name must not have \"m\" among its samples, as metric m_total has, got \"m\": use another name"]
+               ["m" "m_total" "m_total :name must not have \"m\" among its samples, as metric m has, got \"m_total\": use another name"]]]
+        (is (= (if message [(str "metric " message)] [])
+               (messages {:metrics (for [n [a b]]
+                                     {:name n :map "a"
+                                      :type (if (str/ends-with? n "_total") :counter :gauge)})}))))
+      (is (some #{"metric h_count :name must not have \"h_count\" among its samples, as metric h has, got \"h_count\": use another name"}
+                (messages {:metrics [{:name "h" :type :histogram :map "a"}
+                                     {:name "h_count" :type :histogram :map "a"}]}))))
+    (testing "each hint on its own"
+      (is (= ["metric m :as :src must have a hint that exists, got {:src :ipv5}: did you mean ipv4 or ipv6?"
+              "metric m :as :ts must have a hint that exists, got {:ts :ktim}: did you mean ktime or ktime-boot?"]
+             (messages {:metrics [{:name "m" :type :gauge :map "m" :as {:src :ipv5 :ts :ktim}}]}))))
     (doseq [[config message]
             [[3 "the config must be a map, got 3"]
-             [{} "the config :metrics is required: or :host true"]
+             [{} "the config :metrics is required, unless :host is given"]
              [{:metrics {}} "the config :metrics must be a vector of metrics, got {}"]
              [{:metrics [] :limit -1} ":limit must be a positive integer, got -1"]
              [{:host {:mps true}} ":host has an unknown key :mps: did you mean :maps?"]
              [{:host {:maps {:where ["typ=hash"]}}}
-              ":host :maps :where Unknown field typ: did you mean type, used-by.type or outer.type?"]
+              ":host :maps :where 0 cannot be used: Unknown field typ: did you mean type, used-by.type or outer.type?"]
+             [{:host {:programs 5}} ":host :programs must be true, false or a map with :where, got 5"]
+             [{:host :maps} ":host must be true, false or a map with :maps and :programs, got :maps"]
              [{:metrics [] :http {:port 70000}} ":http :port must be an integer from 0 to 65535, got 70000"]
              [{:metrics [] :http {:page "all"}} ":http :page must be true, false or :all, got \"all\""]
              [{:metrics [] :http {:tls {:keystore "a"}}} ":http :tls :password-file is required"]
@@ -161,6 +176,7 @@
                [{:value :packets :labels {:src :src} :as {:slot :hex}} "The hint for slot must be for the field of a label"]
                [{:value :packets :labels {:src :comm} :as {:comm :ipv4}} "The field comm must be 4 bytes in network byte order for the hint ipv4, got [string 8]"]
                [{:value :packets :where ["packets>x"]} "value.packets must be compared with a number, such as 10, 0x1f, 64K or 5ms, got x"]
+               [{:value :packets :where ["packets>"]} "value.packets must be compared with a number, such as 10, 0x1f, 64K or 5ms, got \"\""]
                [{:value :packets :cpus :each} "The map is not a per-CPU map: leave :cpus out"]
                [{:value :packets :cpus 0} "The map is not a per-CPU map: each key has one value"]
                [{:type :histogram :bucket :slot} "The histogram must have :last, the number of its last bucket: such as :last 26"]
@@ -170,14 +186,137 @@
         (is (= [] missing))
         (is (= [[[:metrics 0] (str "metric m: " message)]] (map (juxt :path :message) problems))
             (pr-str metric)))
+      (testing "all at once: those of the config, and all of each metric that can be compared"
+        (is (= ["metric n has an unknown key :lable: did you mean :labels?"
+                "metric m: Unknown field packts: did you mean value.packets?"
+                "metric m: Unknown field yy" "metric m: Unknown field z"
+                "metric m: Unknown field srcc: did you mean key.src?"]
+               (map #(str/replace (:message %) #": the fields are.*" "")
+                    (:problems (metrics/check
+                                {:metrics [{:name "n" :type :gauge :map m :lable {}}
+                                           {:name "m" :type :gauge :map m :value :packts
+                                            :labels {:x :yy :z :z} :as {:slot :hex}
+                                            :where ["packets>1" "srcc=1"]}]}))))))
       (is (= {:problems [] :missing []}
              (metrics/check {:metrics [{:name "m" :type :gauge :map m :value :packets}]})))
-      (is (= {:problems [] :missing ["No map named \"t_no_such_map\""]}
+      (is (= {:problems [] :missing ["No map named \"t_no_such_map\": it may come later"]}
              (metrics/check {:metrics [{:name "m" :type :gauge :map "t_no_such_map"}]}))
           "a map that does not exist is no problem")
+      (is (= [nil] (map #(re-find #"later" %)
+                        (:missing (metrics/check {:metrics [{:name "m" :type :gauge
+                                                             :map 2147483647}]}))))
+          "an id is not used again")
       (is (= ["metric number 1 :name must have letters, digits, _ and :, got 3"]
              (map :message (:problems (metrics/check {:metrics [{:name 3 :type :gauge
                                                                  :map m}]}))))))))
+
+(kernel-test maps-without-types
+  (testing "for a map without BTF, the check names the types to give"
+    (with-open [m ^Closeable (bpf/create {:type :hash :key-size 4 :value-size 8 :max-entries 2})]
+      (let [problems (fn [metric]
+                       (map :message (:problems (metrics/check
+                                                 {:metrics [(merge {:name "m" :type :gauge
+                                                                    :map {:id (:id (bpf/info m))}}
+                                                                   metric)]}))))]
+        (is (= ["metric m: The field value must be a number for a metric, got [bytes 8]: give :value-type, such as :u64"]
+               (problems {})))
+        (is (= ["metric m: Unknown field src: the fields are key, value; give :key-type and :value-type if the map has no BTF"
+                "metric m: Unknown field n: the fields are key, value; give :key-type and :value-type if the map has no BTF"]
+               (problems {:value :src :labels {:n :n}})))
+        (is (= ["metric m: Unknown field src: the fields are key, value; give :key-type if the map has no BTF"]
+               (problems {:value-type :u64 :labels {:src :src}})))
+        (is (= [] (problems {:key-type [:struct [:src :u32]] :value-type :u64
+                             :labels {:src :src}})))))))
+
+;; --- the examples of ebpf_exporter
+
+(defn- struct-of [& members] (into [:struct] (map vec) (partition 2 members)))
+
+(def ^:private u8-slots (struct-of :op :u8 :bucket :u8))
+(def ^:private of-cpu [:percpu-array :u32 :u64])
+
+(def ^:private exporter-maps
+  "The maps of the examples of ebpf_exporter: type, key and value, by name.
+
+  The kernel rejects BTF with a struct for the key of an array, so such a map has sizes only."
+  {"accept_latency_seconds" [:hash (struct-of :port :u16 :bucket :u64) :u64]
+   "bio_latency_seconds" [:hash (struct-of :dev :u32 :op :u8 :bucket :u64) :u64]
+   "bpf_jit_pages_currently_allocated" [:array :u32 :u64]
+   "page_cache_ops_total" [:hash :u8 :u64]
+   "cephfs_latency_seconds" [:hash u8-slots :u64]
+   "cfs_throttling_seconds" [:lru-hash (struct-of :cgroup :u32 :bucket :u32) :u64]
+   "cgroup_rstat_flush_total" of-cpu
+   "cgroup_rstat_locked_total" [:percpu-hash (struct-of :contended :u8 :yield :u8 :level :u16) :u64]
+   "cgroup_rstat_map_errors_total" of-cpu
+   "cgroup_rstat_lock_wait_seconds" [:percpu-array 4 8]
+   "cgroup_rstat_lock_hold_seconds" [:percpu-array 4 8]
+   "cgroup_rstat_flush_latency_seconds" [:percpu-hash (struct-of :level :u16 :bucket :u16) :u64]
+   "cgroup_sched_migrations_total" [:lru-hash :u64 :u64]
+   "cgroup_sched_migrations_not_match_total" [:lru-hash :u64 :u64]
+   "cgroup_cgrp_storage_sched_migrations_total" [:lru-hash :u64 :u64]
+   "cgroup_cgrp_storage_sched_migrations_not_match_total" [:lru-hash :u64 :u64]
+   "ext4_latency_seconds" [:hash u8-slots :u64]
+   "icmp4_received_packets_total" [:hash (struct-of :addr :u32) :u64]
+   "icmp6_received_packets_total" [:hash (struct-of :addr [:array :u8 16]) :u64]
+   "inet_frags_total" [:lru-hash (struct-of :ifindex :u32 :ip_version :u8) :u64]
+   "kfree_skb_total" [:hash (struct-of :eth_proto :u16 :ip_proto :u16 :port :u16 :reason :u16) :u64]
+   "mark_page_accessed_total" [:lru-hash (struct-of :kstack [:array :u64 20]) :u64]
+   "llc_references_total" [:hash :u32 :u64]
+   "llc_misses_total" [:hash :u32 :u64]
+   "pci_user_read_config_ops_total"
+   [:lru-hash (struct-of :vendor :u32 :device :u32 :class :u8 :subclass :u16) :u64]
+   "softirqs_total" of-cpu
+   "raw_timer_starts_total" [:hash :u64 :u64]
+   "mm_shrink_slab_events_total" [:lru-hash 16 8]
+   "shrink_node_latency_seconds" [:array :u32 :u64]
+   "softirq_wait_seconds" of-cpu
+   "softirq_runtime_seconds" of-cpu
+   "softirq_raised_total" of-cpu
+   "softirq_serviced_total" of-cpu
+   "softirq_entry_latency_seconds" [:percpu-hash (struct-of :kind :u32 :bucket :u64) :u64]
+   "softirq_service_latency_seconds" [:percpu-hash (struct-of :kind :u32 :bucket :u64) :u64]
+   "syscalls_total" [:hash :u64 :u64]
+   "syscall_errors_total" [:hash :u64 :u64]
+   "tcp_retransmit_ipv4_packets_total"
+   [:lru-hash (struct-of :saddr :u32 :daddr :u32 :main_port :u16 :type :u8) :u64]
+   "tcp_retransmit_ipv6_packets_total"
+   [:lru-hash (struct-of :saddr [:array :u8 16] :daddr [:array :u8 16] :main_port :u16 :type :u8)
+    :u64]
+   "tcp_syn_backlog" [:hash :u64 :u64]
+   "tcp_window_clamps_total" [:array :u32 :u64]
+   "timer_starts_total" [:hash :u64 :u64]
+   "udp_fail_queue_rcv_skbs_total" [:hash :u16 :u64]
+   "unix_accept_latency_seconds"
+   [:hash (struct-of :addr [:enum :u32 {:DBUS_SOCK_ADDR 0 :JOURNAL_SOCK_ADDR 1 :MYSQLD_SOCK_ADDR 2}]
+                     :bucket :u64) :u64]
+   "unix_socket_backlog" [:hash (struct-of :addr [:enum :u32 {:DOCKER_SOCK_ADDR 0}] :bucket :u64) :u64]
+   "libc_malloc_calls_total" [:hash :u64 :u64]
+   "python_module_imports_total" [:lru-hash (struct-of :module [:string 128]) :u64]
+   "xdp_incoming_packets_total" [:lru-hash (struct-of :eth_type :u16 :proto :u16 :port :u16) :u64]
+   "xfs_latency_seconds" [:hash u8-slots :u64]})
+
+(defn- exporter-map
+  "Creates the map of an example. The keys and values of a map without BTF have sizes only."
+  ^Closeable [map-name key-types]
+  (let [[type key value] (or key-types (exporter-maps map-name))]
+    (bpf/create (merge {:type type :name map-name :max-entries 64}
+                       (if (int? key)
+                         {:key-size key :value-size value}
+                         {:key key :value value})))))
+
+(kernel-test configs-of-exporter-examples
+  (testing "the configs in the table fit the maps of the examples, and read them"
+    (is (= (set (keys exporter-maps)) (set (map :map @documented))))
+    (doseq [{map-name :map metric-name :name :as metric} @documented
+            key-types (if (= "tcp_syn_backlog" map-name) ; of two examples
+                        [[:hash (if (:bucket metric) (struct-of :bucket :u64) :u64) :u64]]
+                        [nil])]
+      (is (= metric-name map-name))
+      (with-open [m (exporter-map map-name key-types)]
+        (let [metric (assoc metric :map {:id (:id (bpf/info m))})]
+          (is (= {:problems [] :missing []} (metrics/check {:metrics [metric]})) metric-name)
+          (with-open [c ^Closeable (metrics/collector {:host false :metrics [metric]})]
+            (is (= [1.0] (vals (exposition/values-of (scrape c) "bpfmap_up"))) metric-name)))))))
 
 ;; --- counters and gauges
 

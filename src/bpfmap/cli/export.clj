@@ -21,7 +21,7 @@
               problems
               [(str "The config is valid: "
                     (error/plural (count metrics) "metric"))])
-     :notes (map #(str % ": it may come later") missing)
+     :notes missing
      :exit (if (seq problems) 1 0)}))
 
 (defn- library-missing []

@@ -521,7 +521,7 @@
                                       (second examples))
               :name (if (seq names) "one of its names or their numbers" "a name")
               (right kind "something of its own kind"))
-            ", got " (text-of (error/shown given))))
+            ", got " (if (= "" given) "\"\"" (text-of (error/shown given)))))
      {:bpfmap/hint
       (case kind
         :struct (when (seq inside)

@@ -156,17 +156,24 @@
 
 ;; --- checking
 
+(defn- sound
+  "Returns the metrics of a config that have no problem of their own."
+  [{:keys [metrics]} problems]
+  (let [wrong (set (for [{[part index] :path} problems :when (= :metrics part)] index))]
+    (filterv (fn [{:keys [index] of-map :map}] (and of-map (not (wrong index)))) metrics)))
+
 (defn check
   "Checks a config on this host; returns `{:config :problems :missing}`.
 
-  `:missing` has the messages about maps that do not exist yet."
+  Metrics without a problem of their own are compared with their maps. `:missing` has the messages
+  about maps that do not exist yet."
   [given]
-  (let [{:keys [problems config]} (config/checked given)]
-    (if (seq problems)
-      {:config config :problems (vec problems) :missing []}
-      (let [found (mapv maps/check-source (maps/sources (:metrics config)))]
-        {:config config
-         :problems (vec (for [[index message] (sort (into {} (mapcat :errors) found))]
-                          (update (config/problem given [:metrics index] "" nil)
-                                  :message #(str (str/trim %) ": " message))))
-         :missing (into [] (keep :missing) found)}))))
+  (let [{:keys [problems config]} (config/checked given)
+        found (mapv maps/check-source (maps/sources (sound config problems)))]
+    {:config config
+     :problems (vec (concat problems
+                            (for [[index messages] (sort (into {} (mapcat :errors) found))
+                                  message messages]
+                              (update (config/problem given [:metrics index] "" nil)
+                                      :message #(str (str/trim %) ": " message)))))
+     :missing (into [] (keep :missing) found)}))

@@ -113,6 +113,18 @@
       (vec (keep-indexed (fn [i one] (f ctx (conj path i) one)) x))
       (some-> (f ctx path x) vector))))
 
+(defn- hints
+  "Reads the hints of fields, each on its own, as a vector for [[metric-keys]]."
+  [ctx path x]
+  (let [one (of-kind :hint)
+        each (fn [path x]
+               (if (and (map? x) (seq x))
+                 (keep (fn [[field hint]] (one ctx (conj path field) {field hint})) x)
+                 (some-> (one ctx path x) list)))]
+    (vec (if (sequential? x)
+           (mapcat (fn [i x] (each (conj path i) x)) (range) x)
+           (each path x)))))
+
 (defn- one-of [& names]
   (plain #(let [x (cond (string? %) (keyword %) (symbol? %) (keyword %) :else %)]
             (if (some #{x} names)
@@ -240,7 +252,7 @@
    :key-type (of-kind :type)
    :value-type (of-kind :type)
    :where (many (of-kind :where))
-   :as (many (of-kind :hint))
+   :as hints
    :cpus (plain #(let [which ((:read (arguments/kinds :cpus)) %)]
                    (if (or (contains? #{:each :sum} which) (int? which))
                      which
@@ -327,19 +339,45 @@
           all (vec (map-indexed read x))]
       (reduce (fn [taken {:keys [name index] :as metric}]
                 (let [names (when name (exposed-names metric))
-                      twice (some taken names)]
-                  (when twice
+                      [twice other] (some #(find taken %) names)]
+                  (when other
                     (vswap! found conj
-                            (problem config (conj path index :name)
-                                     (str "must be given once, got " (error/printed name)
-                                          (when (not= twice name) (str ", of which " twice
-                                                                       " is a sample")))
-                                     "use labels to tell series apart")))
-                  (into taken names)))
-              #{} all)
+                            (if (= name other)
+                              (problem config (conj path index :name)
+                                       (str "must be given once, got " (error/printed name))
+                                       "use labels to tell series apart")
+                              (problem config (conj path index :name)
+                                       (str "must not have " (error/printed twice)
+                                            " among its samples, as metric " other " has, got "
+                                            (error/printed name))
+                                       "use another name"))))
+                  (into (zipmap names (repeat name)) taken)))
+              {} all)
       all)))
 
 ;; --- the rest
+
+(defn- part-of
+  "Reads the map for a part of the config that may be a boolean too."
+  [ctx path table x]
+  (if (map? x)
+    (read-map ctx path table x)
+    (reading ctx path (fn [_] (must (str "must be true, false or a map with "
+                                         (error/list-of (keys table) "and"))))
+             x)))
+
+(defn- checking
+  "Returns a reader that also calls f with what another one has read.
+
+  An error that f throws is a problem."
+  [f read]
+  (fn [ctx path x]
+    (when-some [data (read ctx path x)]
+      (reading ctx path #(try
+                           (f %)
+                           (catch ExceptionInfo e
+                             (must (str "cannot be used: " (ex-message e)))))
+               data))))
 
 (defn- host-part
   "Returns the reader of `:maps` or `:programs` of the host.
@@ -349,16 +387,11 @@
   (fn [{:keys [] :as ctx} path x]
     (if (boolean? x)
       (when x {})
-      (let [{:keys [where] :as read} (read-map ctx path {:where (many (of-kind :where))} x)]
-        (when where
-          (reading ctx (conj path :where)
-                   (fn [_]
-                     (try
-                       (query/check {:where where :fields @(requiring-resolve row-fields)})
-                       (catch ExceptionInfo e
-                         (must (ex-message e)))))
-                   (:where x)))
-        (assoc read :given true)))))
+      (let [condition (fn [condition]
+                        (query/check {:where [condition]
+                                      :fields @(requiring-resolve row-fields)})
+                        condition)]
+        (part-of ctx path {:where (many (checking condition (of-kind :where)))} x)))))
 
 (def ^:private host-keys
   {:maps (host-part 'bpfmap.exec.map-info/list-fields)
@@ -404,7 +437,7 @@
    :host (fn [ctx path x]
            (if (boolean? x)
              (when x {:maps {} :programs {}})
-             (read-map ctx path host-keys x)))
+             (part-of ctx path host-keys x)))
    :limit positive
    :metrics metrics})
 
@@ -420,7 +453,7 @@
         ctx {:config given :found found}
         config (read-map ctx [] config-keys given)]
     (when (and (map? given) (not (contains? given :metrics)) (not (contains? given :host)))
-      (vswap! found conj (problem given [:metrics] "is required" "or :host true")))
+      (vswap! found conj (problem given [:metrics] "is required, unless :host is given" nil)))
     {:config (-> config
                  (update :limit #(or % default-limit))
                  (as-> config

@@ -173,6 +173,13 @@
     (doto (SSLContext/getInstance "TLS")
       (.init (.getKeyManagers managers) nil nil))))
 
+(def ^:private file-readers
+  "The functions that read the files of `:http`, by their keys."
+  {:certificate certificates
+   :key private-key
+   :keystore #(user-file/bytes-in (source "the key store" %))
+   :password-file password})
+
 (def ^:private readers
   "The parts of `:http` that have files, with the functions that read them."
   {:tls ssl-context
@@ -193,8 +200,20 @@
 (defn problems
   "Returns the messages about files of a checked `:http` that cannot be used.
 
+  Reads each file, and the files of a part together.
+
       (problems {:tls {:certificate \"/tmp\" :key \"/tmp/key.pem\"}})
-      ;=> [\"Cannot read the certificate \\\"/tmp\\\": it is a directory\"]"
+      ;=> [\"Cannot read the certificate \\\"/tmp\\\": it is a directory\"
+      ;    \"Cannot read the key \\\"/tmp/key.pem\\\": there is no such file\"]"
   [http]
-  (into [] (keep #(try (load (select-keys http [%])) nil (catch ExceptionInfo e (ex-message e))))
-        (keys readers)))
+  (let [parts (for [[k read-part] readers
+                    :let [part (get http k)]
+                    :when part
+                    part-reader (concat (for [[k read-file] file-readers :when (get part k)]
+                                          #(read-file (get part k)))
+                                        [#(read-part part)])]
+                part-reader)]
+    (into []
+          (comp (keep (fn [read] (try (read) nil (catch ExceptionInfo e (ex-message e)))))
+                (distinct))
+          parts)))

@@ -169,12 +169,15 @@
 (defn check-source
   "Checks a source on this host; returns `{:missing message}` or `{:errors map}`.
 
-  A map that does not exist yet is no problem. `:errors` has messages by the numbers of metrics."
-  [{:keys [metrics] :as source}]
-  (try
-    (with-open [m (open-again source nil)]
-      (select-keys (compiled m metrics) [:errors]))
-    (catch ExceptionInfo e
-      (if (contains? #{:not-found :not-bpffs} (:bpfmap/error (ex-data e)))
-        {:missing (ex-message e)}
-        {:errors (into {} (map (fn [{:keys [index]}] [index (ex-message e)])) metrics)}))))
+  A map that does not exist is no problem. `:errors` has the messages by the numbers of metrics."
+  [{:keys [ref metrics] :as source}]
+  (let [errors (fn [f] {:errors (into {} (map (juxt :index f)) metrics)})]
+    (try
+      (with-open [m (open-again source nil)]
+        (let [{:keys [spec] :as context} (context-of m)]
+          (errors #(metric/misfits % spec context))))
+      (catch ExceptionInfo e
+        (if (contains? #{:not-found :not-bpffs} (:bpfmap/error (ex-data e)))
+          {:missing (cond-> (ex-message e)
+                      (not (:id ref)) (str ": it may come later"))} ; an id is not used again
+          (errors (constantly [(ex-message e)])))))))

@@ -11,6 +11,7 @@
             [bpfmap.impl.map-types :as map-types]
             [clojure.string :as str])
   (:import (bpfmap.bytes ByteView)
+           (clojure.lang ExceptionInfo)
            (java.util ArrayList Arrays Collection Comparator HashMap List)
            (java.util.function DoubleUnaryOperator)
            (java.util.regex Matcher Pattern)))
@@ -71,6 +72,13 @@
       1 (step (first ks))
       (apply comp (reverse (map step ks))))))
 
+(defn- untyped
+  "Returns the rest of a hint about fields if a side has only bytes, or nil."
+  [sides]
+  (when-let [found (seq (for [side [:key :value] :when (= :bytes (:kind (get sides side)))]
+                          (str ":" (name side) "-type")))]
+    (str "; give " (str/join " and " found) " if the map has no BTF")))
+
 (defn- place
   "Returns the field at a path as `{:side :keys :node :get :path}`.
 
@@ -78,10 +86,10 @@
   [sides path]
   (let [[side ks node] (try
                          (hints/find-field sides path)
-                         (catch clojure.lang.ExceptionInfo e
+                         (catch ExceptionInfo e
                            (let [{:bpfmap/keys [hint]} (ex-data e)]
                              (throw (refused (str "Unknown field " (field-path/path-text path))
-                                             hint)))))
+                                             (str hint (untyped sides)))))))
         within (fn within [{:keys [kind element] :as node} ks]
                  (when-let [[k & more] (seq ks)]
                    (cond
@@ -99,15 +107,17 @@
 (defn- number-kind? [{:keys [kind]}]
   (contains? #{nil :via :integer :pointer :float :bool :enum} kind))
 
-(defn- check-number [{:keys [node path]} what]
+(defn- check-number [{:keys [node path side] ks :keys} what]
   (when-not (number-kind? node)
     (throw (refused (str "The field " (field-path/path-text path) " must be a number for " what
                          ", got " (hints/type-text node))
-                    (when (seq (:members node))
+                    (cond
+                      (seq (:members node))
                       (str "name one of its fields, such as "
                            (field-path/path-text
-                            (conj (vec path)
-                                  (subs (str (some :name (:members node))) 1)))))))))
+                            (conj (vec path) (subs (str (some :name (:members node))) 1))))
+                      (and (= :bytes (:kind node)) (empty? ks))
+                      (str "give :" (name side) "-type, such as :u64"))))))
 
 (defn- number-of
   "Returns a value as a number, or nil."
@@ -323,7 +333,7 @@
   [f]
   (try
     (f)
-    (catch clojure.lang.ExceptionInfo e
+    (catch ExceptionInfo e
       (let [{:bpfmap/keys [error hint]} (ex-data e)
             message (ex-message e)]
         (throw (if (= :invalid-value error)
@@ -380,6 +390,17 @@
      :readers (mapv (fn [place [_ label]] (label-reader place label compiled)) places labels)
      :by-value by-value}))
 
+(defn- number-plan
+  "Returns the part of a [[plan]] about the number or the buckets."
+  [{:keys [type] :as metric} sides]
+  (let [bucket (when (= :histogram type) (bucket-place metric sides))
+        in-array (= :array (get-in bucket [:node :kind]))
+        {:keys [bounds index]} (when bucket (layout metric (array-length bucket)))
+        {get-value :get node :node} (value-place metric sides in-array)]
+    {:bucket bucket :in-array in-array :bounds bounds :index index
+     :value-of get-value
+     :number-of (fn [x] (number-of (get-value x) (:values node)))}))
+
 (defn- plan
   "Returns where a metric finds its numbers and labels in the entries of a map.
 
@@ -396,19 +417,14 @@
   | `:names` `:readers` `:by-value` | see [[label-readers]]                                |
 
   Throws `:usage` if the metric does not fit the types."
-  [{:keys [type] :as metric} {map-type :type :as spec} {:keys [picker] :as context}]
+  [metric {map-type :type :as spec} {:keys [picker] :as context}]
   (let [cpus (per-cpu-of metric map-type context)
         sides (hints/sides spec)
-        bucket (when (= :histogram type) (bucket-place metric sides))
-        in-array (= :array (get-in bucket [:node :kind]))
-        {:keys [bounds index]} (when bucket (layout metric (array-length bucket)))
-        {get-value :get node :node} (value-place metric sides in-array)
         {get-sum :get} (sum-place metric sides)]
-    (merge {:cpus cpus :bucket bucket :in-array in-array :bounds bounds :index index
-            :value-of get-value
-            :number-of (fn [x] (number-of (get-value x) (:values node)))
+    (merge {:cpus cpus
             :sum-of (when get-sum (fn [x] (number-of (get-sum x) nil)))
             :pick (when (int? cpus) (picker cpus))}
+           (number-plan metric sides)
            (label-readers metric sides cpus context))))
 
 ;; --- the state of a metric
@@ -682,6 +698,30 @@
            :has-sum (some? sum)
            :scale (scaling scale)
            :add (adder metric plan state (accepter metric spec plan context) context))))
+
+(defn misfits
+  "Returns the messages about all that does not fit the types of a map in a metric.
+
+  The arguments are those of [[compile-metric]], which throws one of them.
+
+      (misfits {:name \"n\" :type :gauge :value [\"x\"]} {:type :hash :key :u32 :value :u64} context)
+      ;=> [\"Unknown field x: the fields are key, value\"]"
+  [{:keys [labels as where] :as metric} {map-type :type :as spec} context]
+  (let [sides (hints/sides spec)
+        parts (concat
+               [#(per-cpu-of metric map-type context) #(number-plan metric sides)
+                #(sum-place metric sides)]
+               (for [[_ {:keys [field]}] labels] #(place sides field))
+               (for [hint (mapcat identity as)]
+                 #(in-usage (fn [] (hints/compile [hint] sides context))))
+               [#(label-readers metric sides (per-cpu-of metric map-type context) context)]
+               (for [condition where]
+                 #(accepter (assoc metric :where [condition]) spec nil context))
+               [#(compile-metric metric spec context)])]
+    (into []
+          (comp (keep (fn [part] (try (part) nil (catch ExceptionInfo e (ex-message e)))))
+                (distinct))
+          parts)))
 
 ;; --- a reading
 

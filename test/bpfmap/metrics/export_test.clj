@@ -292,6 +292,23 @@
               (is (= [:permission (str "Other users can read the key " (pr-str (:key tls))
                                        ": chmod o= " (:key tls))]
                      ((juxt :bpfmap/error :message) (error tls)))))))
+        (testing "--check reads each file, also if another cannot be read"
+          (let [secret (private-file dir "secret" "\n")
+                missing #(str (io/file dir %))
+                check (fn [http]
+                        (str/split-lines
+                         (:out (bpfmap "export" "--check"
+                                       (file-in dir "c.edn" (pr-str {:http http :metrics []}))))))]
+            (is (= [(str "Cannot read the certificate " (pr-str (missing "c")) ": there is no such file")
+                    (str "Cannot read the key " (pr-str (missing "k")) ": there is no such file")
+                    (str "The file of the password " (pr-str secret)
+                         " must have a password in its first line")]
+                   (check {:tls {:certificate (missing "c") :key (missing "k")}
+                           :basic-auth {:user "a" :password-file secret}})))
+            (is (= [(str "Cannot read the key store " (pr-str (missing "s")) ": there is no such file")
+                    (str "Cannot read the file of the password " (pr-str (missing "p"))
+                         ": there is no such file")]
+                   (check {:tls {:keystore (missing "s") :password-file (missing "p")}})))))
         (testing "the keys of a config must be one of the two forms"
           (doseq [[tls problems]
                   [[{} [(str ":http :tls must have either :certificate and :key, or :keystore and"
