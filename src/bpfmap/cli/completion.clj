@@ -101,7 +101,7 @@
   (try
     (with-open [m (input/open {:ref source} :read-only)]
       (let [info (bpf/info m)]
-        (path-lines (tail/fields-of info (tail/type-of-events info event-type)))))
+        (path-lines (tail/fields-of info (tail/type-of-events info {:value-type event-type})))))
     (catch Exception _ nil)))
 
 (defn- field-names [command]

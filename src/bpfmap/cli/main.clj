@@ -7,6 +7,7 @@
             [bpfmap.cli.terminal :as terminal]
             [bpfmap.exec.arguments :as arguments]
             [bpfmap.exec.output :as output]
+            [bpfmap.exec.progress :as progress]
             [bpfmap.impl.kernel.procfs :as procfs]
             [clojure.java.io :as io]
             [clojure.string :as str])
@@ -83,7 +84,9 @@
     (let [request (command-line/request words)]
       (if (:version request)
         (do (println "bpfmap" version) 0)
-        (perform request)))
+        ;; Each note once: a command that follows a map reads it again and again.
+        (binding [progress/*note* (memoize #(output/complain "bpfmap: " %))]
+          (perform request))))
     (catch IOException e
       (throw e))
     (catch Throwable e

@@ -93,12 +93,14 @@
 
    ;; --- the contents of a map
    {:name "types" :group "Read a map" :args [:ref] :options (conj typed :template :save)
+    :kinds {:value-type :event-type}
     :doc "Show the types of keys and values, in C and as data"
     :text ["With --save, writes the types to ~/.config/bpfmap/types.edn, or the FILE of"
            "--types. Every command uses them for a map without BTF that has this name, the"
            "same sizes, and the same owner, which is a process or program that uses it. A"
            "command with --types none does not. Numbers of 8 bytes in maps of bpftrace"
-           "have the type u64."]
+           "have the type u64. The --value-type of a ring buffer or perf event array is"
+           "that of its events, or the name of a struct as for tail."]
     :examples [{:ref "flows"} {:ref "flows" :template true}
                {:ref "stats" :key-type :u32 :value-type :u64 :save true}]
     :fn 'bpfmap.exec.reading/types :view 'bpfmap.exec.views/types}
@@ -196,7 +198,7 @@
                {:once true :interval 10 :sort "-entries/s"}]
     :fn 'bpfmap.exec.top/top :run true}
    {:name "tail" :group "Observe changes" :args [:ref] :reduces true :rows true
-    :options (-> [:value-type :where :limit] (into shown) (into [:seconds :from :steal]))
+    :options (-> [:value-type :types :where :limit] (into shown) (into [:seconds :from :steal]))
     :kinds {:value-type :event-type}
     :docs {:value-type "Type of the events, or the name of a C struct"
            :limit "Number of events after which it ends"
@@ -210,7 +212,7 @@
            "Write TYPE as for dump, or as the name of a struct in the BTF of a program that"
            "writes to the map: a ring buffer has no type of its own. Without TYPE, events"
            "are printed as bytes, and structs of that size are suggested. --as requires"
-           "TYPE; `bpfmap help dump` lists its hints."]
+           "TYPE; `bpfmap help dump` lists its hints. `types --save` saves TYPE."]
     :examples [{:ref "events" :value-type "event" :where ["comm~^ssh"]}
                {:ref "events" :value-type [:struct [:pid :u32] [:comm [:string 16]]] :limit 10}
                {:ref 12 :from :now :seconds 5}]

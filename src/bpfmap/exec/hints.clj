@@ -4,11 +4,15 @@
   Conditions and `:sort` see rows before that. Hints are checked against the types of the map, before
   its entries are read."
   (:require [bpfmap.error :as error]
+            [bpfmap.exec.progress :as progress]
+            [bpfmap.exec.selection :as selection]
             [bpfmap.impl.display.hints :as hints]
             [bpfmap.impl.display.host :as display.host]
             [bpfmap.impl.edn :as edn]
             [bpfmap.impl.field-path :as field-path]
+            [bpfmap.impl.nearest :as nearest]
             [bpfmap.impl.user-file :as user-file]
+            [clojure.string :as str]
             [clojure.walk :as walk])
   (:import (clojure.lang ExceptionInfo)))
 
@@ -73,9 +77,22 @@
                {:bpfmap/file file
                 :bpfmap/hint "such as {\"flows\" {src ipv4, value.ts ktime}}"}))
 
+(defn- checked-pair
+  "Does the same as [[pair]] for a hint of a file."
+  [file map-name field hint]
+  (try
+    (pair field hint)
+    (catch ExceptionInfo e
+      (throw (error/error :usage
+                          (str "The file of hints " (error/printed file) " " (ex-message e)
+                               " for the field " (error/printed field) " of "
+                               (error/printed map-name) ", got " (error/printed hint))
+                          {:bpfmap/file file :bpfmap/hint (:hint (ex-data e))}
+                          e)))))
+
 (defn- read-file
-  "Returns the hints in a file for a map's name, as `[path hint]` pairs."
-  [file map-name]
+  "Returns the checked hints in a file: `[path hint]` pairs by names of maps."
+  [file]
   (let [content (user-file/text-in {:file file :what "the file of hints" :most largest-file})
         by-map (try
                  (edn/read-text content)
@@ -85,17 +102,37 @@
                    (every? #(or (string? %) (ident? %)) (keys by-map))
                    (every? map? (vals by-map)))
       (throw (malformed file "a map of names of maps to maps of fields to hints")))
-    (for [[name given] by-map
-          :when (= map-name (if (string? name) name (clojure.core/name name)))
-          [field hint] given
-          :when (some? hint)] ; a field of a template that was left open
-      (try
-        (pair field hint)
-        (catch ExceptionInfo e
-          (throw (error/error :usage
-                              (str "A hint " (ex-message e) ", got " (error/printed [field hint]))
-                              {:bpfmap/file file :bpfmap/hint (:hint (ex-data e))}
-                              e)))))))
+    (into {}
+          (for [[map-name given] by-map]
+            [map-name (vec (for [[field hint] given
+                                 :when (some? hint)] ; a field of a template that was left open
+                             (checked-pair file map-name field hint)))]))))
+
+(defn- note-without-hints
+  "Reports that a file has no hints for a map, as for a name that is misspelt."
+  [file map-name by-map]
+  (let [near (nearest/nearest (str map-name) (map #(if (string? %) % (name %)) (keys by-map)))]
+    (progress/note (str "the file of hints " (error/shown file) " has nothing for "
+                        (if (seq map-name)
+                          (str "the map " (error/shown map-name))
+                          "a map without a name")
+                        (when (seq near) (str ", but for " (error/list-of near)))))))
+
+(defn- of-file
+  "Returns the hints in a file for a map as layers.
+
+  The first is for its name, the second for patterns."
+  [file {map-name :name :as info}]
+  (when file
+    (let [by-map (read-file file)
+          found (selection/for-name by-map info selection/whole-name)
+          pattern? (fn [[name]] (re-find #"[*?]" (str name)))]
+      (when (empty? found)
+        (note-without-hints file map-name by-map))
+      (for [layer [(remove pattern? found) (filter pattern? found)]
+            :when (seq layer)]
+        {:pairs (mapcat val layer)
+         :file file}))))
 
 (defn template
   "Returns a file of hints for a spec as data, with every field and without a hint.
@@ -110,37 +147,66 @@
 
 ;; --- rows
 
-(defn- compiled
-  "Returns hints as functions; throws `:usage` for hints that do not fit.
+(defn- without-types
+  "Returns the reason why the fields of a map are unknown, or nil."
+  [{:keys [key value btf-id]}]
+  (when (and (contains? #{nil 0} btf-id) (some #(and (vector? %) (= :bytes (first %))) [key value]))
+    "the map has no types: set --key-type and --value-type"))
 
-  A hint of the options replaces one of the file for the same field."
-  [of-options of-file sides context]
+(defn- compiled-layer
+  "Returns hints of a layer as functions; throws `:usage` for those that misfit."
+  [{:keys [pairs file]} sides {:keys [id] map-name :name :as info} context]
   (try
-    (let [place (fn [[path]] (take 2 (hints/find-field sides path)))
-          taken (set (map place of-options))]
-      (hints/compile (concat (remove (comp taken place) of-file) of-options) sides context))
+    (hints/compile pairs sides context)
     (catch ExceptionInfo e
       (let [{:bpfmap/keys [hint path]} (ex-data e)
-            message (ex-message e)]
+            message (cond-> (ex-message e)
+                      hint (as-> text (subs text 0 (- (count text) (count hint) 2))))
+            hint (str/join "; " (remove nil? [hint (when (str/starts-with? message "Unknown field")
+                                                     (without-types info))]))]
         (throw (error/error :usage
-                            (cond-> message hint (subs 0 (- (count message) (count hint) 2)))
-                            {:bpfmap/path path :bpfmap/hint hint}
+                            (str (when file
+                                   (str "The file of hints " (error/printed file) " does not fit "
+                                        (if id
+                                          (str "map " (error/id-and-name info))
+                                          (str "the map " (error/shown map-name)))
+                                        ": "))
+                                 message)
+                            (cond-> {:bpfmap/path path} (seq hint) (assoc :bpfmap/hint hint))
                             e))))))
+
+(defn- compiled
+  "Returns layers of hints as functions.
+
+  A hint of a layer replaces those of later layers for its field."
+  [layers sides info context]
+  (first
+   (reduce (fn [[found taken] layer]
+             (let [free (fn [[path]]
+                          (not (contains? taken (try
+                                                  (vec (take 2 (hints/find-field sides path)))
+                                                  (catch ExceptionInfo _ nil)))))
+                   places (compiled-layer (update layer :pairs #(filter free %)) sides info
+                                          context)]
+               [(merge-with into found (update-vals places vec))
+                (into taken (for [[side places] places, {:keys [keys]} places] [side keys]))]))
+           [{} #{}]
+           layers)))
 
 (defn shower
   "Returns what shows rows of a map by the hints of options; nil if it has none.
 
   The result is `{:row function :collapsed paths :places …}`. `:row` shows the `:key`, `:value`,
   `:old` and `:new` of a row, `:collapsed` has the paths of arrays that are shown as one value.
-  `btf` is a delay with the BTF of the map, or nil. Throws `:usage` for hints that do not fit the
-  spec.
+  `info` is the info of the map, or a spec. `btf` is a delay with its BTF, or nil. Throws `:usage`
+  for hints that do not fit the spec, and for a file with a hint that is wrong for every map.
 
-      ((:row (shower options (bpf/spec m) nil)) {:key 16777343}) ;=> {:key \"127.0.0.1\"}"
-  [{:keys [as hints]} {map-name :name :as spec} btf]
-  (let [of-options (mapcat identity as)
-        of-file (when hints (read-file hints map-name))]
-    (when (or (seq of-options) (seq of-file))
-      (let [compiled (compiled of-options of-file (hints/sides spec)
+      ((:row (shower options (bpf/spec m) (bpf/info m) nil)) {:key 16777343}) ;=> {:key \"127.0.0.1\"}"
+  [{:keys [as hints]} spec info btf]
+  (let [layers (cond->> (of-file hints info)
+                 (seq as) (cons {:pairs (mapcat identity as)}))]
+    (when (some (comp seq :pairs) layers)
+      (let [compiled (compiled layers (hints/sides spec) info
                                {:host (display.host/resolvers)
                                 :types (:types spec)
                                 :enum-in (fn [name]

@@ -4,6 +4,7 @@
             [bpfmap.core :as bpf]
             [bpfmap.error :as error]
             [bpfmap.exec.arguments :as arguments]
+            [bpfmap.exec.progress :as progress]
             [bpfmap.exec.selection :as selection]
             [bpfmap.impl.edn :as edn]
             [bpfmap.impl.field-path :as field-path]
@@ -70,6 +71,18 @@
     (when (or (:key found) (:value found))
       found)))
 
+(defn why-untyped
+  "Returns the reason why an open map has no types of its own, or nil.
+
+  Takes what `bpf/info` returns. If a file has types for the map that are not used, says why.
+
+      (why-untyped (bpf/info m) {}) ;=> \"the map has no BTF\""
+  [{:keys [untyped btf-id] :as info} {:keys [types]}]
+  (or untyped
+      (when (contains? #{nil 0} btf-id)
+        (let [reason ((requiring-resolve 'bpfmap.exec.remembered/why-unused) info types)]
+          (cond-> "the map has no BTF" reason (str ", and " reason))))))
+
 (defn open
   "Opens the map of the option `:ref`, with its types.
 
@@ -107,14 +120,13 @@
 (defn- error-or
   "Returns the result of f, or a row with the error that it throws.
 
-  The row gets `:error` and `:message`. Throws usage errors, because they concern all rows."
+  The row gets `:error` and `:message`."
   [row f]
   (try
     (f)
     (catch ExceptionInfo e
-      (if (= :usage (:bpfmap/error (ex-data e)))
-        (throw e)
-        (assoc row :error (:bpfmap/error (ex-data e)) :message (ex-message e))))))
+      (with-meta (assoc row :error (:bpfmap/error (ex-data e)) :message (ex-message e))
+        {:exception e}))))
 
 (defn selected
   "Returns the maps that options select, each once: `{:id :name :type}`.
@@ -161,13 +173,19 @@
 
   `m` is the map's `{:id :name :type}`, and `:ref` of the options refers to it. An error about one
   map is its element, `(assoc m :error kind :message text)`, and one about a reference
-  `{:ref :error :message}`; usage errors are thrown."
+  `{:ref :error :message}`. Throws a usage error that all maps have, such as an unknown field."
   [options f]
-  (mapv (fn [{:keys [id error] :as m}]
-          (if error
-            m
-            (error-or m #(f (-> options (dissoc :held-by) (assoc :ref {:id id})) m))))
-        (selected options)))
+  (let [found (binding [progress/*note* nil] ; or a note for each of all maps of the host
+                (mapv (fn [{:keys [id error] :as m}]
+                        (if error
+                          m
+                          (error-or m #(f (-> options (dissoc :held-by) (assoc :ref {:id id}))
+                                          m))))
+                      (selected options)))
+        of-maps (remove (every-pred :ref :error) found)]
+    (if (and (seq of-maps) (every? #(= :usage (:error %)) of-maps))
+      (throw (:exception (meta (first of-maps))))
+      found)))
 
 (defn open-typed
   "Opens the map of the option `:ref`, as [[open]] does, with remembered types.
@@ -578,12 +596,26 @@
     (mapv #(coerced node %) x)
     (coerced node x)))
 
+(defn- checked-bytes
+  "Calls f; adds a hint to its error about a key or value of an unknown type."
+  [f]
+  (try
+    (f)
+    (catch ExceptionInfo e
+      (let [{:bpfmap/keys [error hint] :as data} (ex-data e)]
+        (throw (if (and (= :invalid-value error) (nil? hint))
+                 (error/error error (ex-message e)
+                              (assoc data :bpfmap/hint
+                                     "its type is unknown; set --key-type and --value-type"))
+                 e))))))
+
 (defn- side->data
   "Converts a text to the data of one side; in brackets, to the values of the CPUs."
   [spec side node text]
   (if (and (per-cpu? spec side) (str/starts-with? text "[") (not= :char (:kind node)))
     (all-coerced spec side node (form-of node side text))
-    (text->data node side text)))
+    (let [convert #(text->data node side text)]
+      (if (= :bytes (:kind node)) (checked-bytes convert) (convert)))))
 
 ;; --- references
 

@@ -1,5 +1,5 @@
 (ns ^:no-doc bpfmap.exec.progress
-  "Reports the progress of a command.")
+  "Reports the progress of a command, and notes that are not part of its result.")
 
 (set! *warn-on-reflection* true)
 
@@ -11,6 +11,20 @@
   nil)
 
 (def ^:dynamic *end* "The function that ends the display of progress, or nil." nil)
+
+;; --- notes
+
+(def ^:dynamic *note* "The function that prints a note of one line, or nil." nil)
+
+(defn note
+  "Reports something that the user should know, and that is not part of the result.
+
+      (note \"the file of hints h.edn has no hints for flows\") ;=> nil"
+  [text]
+  (when-let [f *note*] (f text))
+  nil)
+
+;; --- progress
 
 (defn end
   "Ends the display of progress, before a command draws on the terminal itself.

@@ -14,7 +14,8 @@
             [bpfmap.impl.map-types :as map-types]
             [bpfmap.impl.type.c :as c]
             [bpfmap.type :as type])
-  (:import (clojure.lang ExceptionInfo IReduceInit)))
+  (:import (clojure.lang ExceptionInfo IReduceInit)
+           (java.io File)))
 
 (set! *warn-on-reflection* true)
 
@@ -59,35 +60,73 @@
      :size (type/size t (:types spec))
      :offsets (type/offsets t (:types spec))}))
 
+(defn- has-events? [m]
+  (contains? #{:ringbuf :perf-event-array} (:type (bpf/info m))))
+
+(defn- open-for-types
+  "Opens the map of options with its types.
+
+  The type of events is not a type of the map."
+  ^java.io.Closeable [{:keys [value-type] :as options}]
+  (let [untyped (dissoc options :value-type)]
+    (if (with-open [m (input/open untyped :read-only)] (has-events? m))
+      (input/open untyped :read-only)
+      (do (when (string? value-type)
+            (throw (arguments/refused "types" :value-type value-type "must be a type"
+                     "only events can have the name of a struct")))
+          (input/open-typed options :read-only)))))
+
+(defn- spec-for-types
+  "Returns the spec of an open map; events are the values of a map of events."
+  [m options]
+  (if (has-events? m)
+    {:name (:name (bpf/info m))
+     :value ((requiring-resolve 'bpfmap.exec.tail/type-of-events) (bpf/info m) options)}
+    (bpf/spec m)))
+
+(defn- about-types
+  "Returns the source of the types of an open map that has none of its own."
+  [m {:keys [key-type value-type types] :as options}]
+  (let [info (bpf/info m)
+        found ((requiring-resolve 'bpfmap.exec.remembered/find-types) info types)
+        reason (input/why-untyped info options)]
+    (cond-> {}
+      reason (assoc :untyped reason)
+      (and reason (or (and (:key found) (not key-type)) (and (:value found) (not value-type))))
+      (assoc :types-from (:from found)))))
+
 (defn types
   "Returns the types of keys and values as data and in C, with offsets.
 
-  With `:template`, returns a file for the option `:hints` as data. With `:save`, writes the types to
-  the file of `:types`, and returns it under `:saved`.
+  Those of a ring buffer or perf event array are the type of its events, as `:value`. With
+  `:template`, returns a file for the option `:hints` as data. With `:save`, writes the types to the
+  file of `:types`, and returns it under `:saved`. For a map without BTF, `:untyped` is the reason,
+  and `:types-from` the file that the types are from, or \"bpftrace\".
 
       (types {:ref {:name \"counts\"}})
       ;=> {:key {:type :u32, :c [\"__u32 key;\"], :size 4, :offsets {}}, :value {…}}"
   [{:keys [template save types] :as options}]
   (when (and template save)
     (throw (arguments/refused "types" :save true ["cannot be combined with " :template])))
-  (with-open [m (input/open-typed options :read-only)]
-    (let [spec (bpf/spec m)
-          {:keys [name untyped btf-id]} (bpf/info m)]
-      (cond
-        template
-        ((requiring-resolve 'bpfmap.exec.hints/template) (assoc spec :name name))
-        save
-        {:map (select-keys (bpf/info m) [:id :name :type])
-         :saved ((requiring-resolve 'bpfmap.exec.remembered/save) (bpf/info m) spec types)}
-        :else
-        (into (array-map :map (select-keys (bpf/info m) [:id :name :type]))
-              (remove (comp nil? second))
-              [[:key (side spec :key)]
-               [:value (side spec :value)]
-               [:untyped
-                (or untyped
-                    (when-not btf-id
-                      "the map has no BTF"))]])))))
+  (let [options (cond-> options
+                  ;; The file is made by --save.
+                  (and save types (not (.exists (File. ^String types)))) (assoc :types "none"))]
+    (with-open [m (open-for-types options)]
+      (let [spec (spec-for-types m options)
+            {:keys [name] :as info} (bpf/info m)
+            identity (select-keys info [:id :name :type])]
+        (cond
+          template
+          ((requiring-resolve 'bpfmap.exec.hints/template) (assoc spec :name name))
+          save
+          {:map identity
+           :saved ((requiring-resolve 'bpfmap.exec.remembered/save) info spec types)}
+          :else
+          (into (array-map :map identity)
+                (remove (comp nil? second))
+                (into [[:key (side spec :key)]
+                       [:value (side spec :value)]]
+                      (about-types m options))))))))
 
 ;; --- dump
 
@@ -165,15 +204,15 @@
 
   `:untyped` is the reason for having no types, `:collapsed` the paths of arrays that the shower of
   hints shows as one value."
-  [m {:keys [cpus]} shower]
-  (let [{:keys [type key value untyped]} (bpf/info m)
+  [m {:keys [cpus] :as options} shower]
+  (let [{:keys [type key value] :as info} (bpf/info m)
         bytes? #(and (vector? %) (= :bytes (first %)))]
     {:type type
      :spec (bpf/spec m)
      :cpus (input/cpus-apart m cpus)
      :collapsed (:collapsed shower)
      :untyped (when (or (bytes? key) (bytes? value))
-                (or untyped "the map has no BTF"))}))
+                (input/why-untyped info options))}))
 
 (defn- requested
   "Returns a transducer to the requested parts of rows, shown by hints.

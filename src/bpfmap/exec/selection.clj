@@ -33,6 +33,33 @@
     (fn [{:keys [name kernel-name]}]
       (or (match? name) (match? kernel-name)))))
 
+(defn for-name
+  "Returns the pairs of a map by names and patterns that are for a map's info.
+
+  A long name is for the map whose name the kernel shortened from it. The pair with the map's own
+  name is first. `whole-name` is a function from the info to the whole name, or to nil if that is
+  not certain.
+
+      (for-name {\"fl*\" 1 \"flows\" 2} {:name \"flows\"} (constantly nil)) ;=> ([\"flows\" 2] [\"fl*\" 1])"
+  [by-name {:keys [name] :as info} whole-name]
+  (let [text #(if (string? %) % (clojure.core/name %))
+        names (map text (keys by-name))
+        pattern? #(re-find #"[*?]" %)
+        long? #(and (not= % name) (whole-names/shortens-to? % name))
+        whole (when (some (some-fn pattern? long?) names) (whole-name info))
+        own? #(or (= % name) (if whole (= % whole) (long? %)))
+        match? #(and (pattern? %) (some (matcher %) (remove nil? [name whole])))]
+    (concat (filter (comp own? text key) by-name)
+            (filter (comp match? text key) by-name))))
+
+(defn whole-name
+  "Returns the whole name of a map of the host, or nil if it is not certain.
+
+      (whole-name {:id 12 :name \"connection_erro\"}) ;=> \"connection_errors_total\""
+  [info]
+  ((whole-names/namer (delay (holders/programs {:brief true})) (delay (holders/pins-by-id :map)))
+   info))
+
 (def ^:private ^:const longest-command "Characters of a command's name that the kernel keeps." 15)
 
 (defn held-by

@@ -22,11 +22,11 @@
       (shower {} (bpf/spec m) m) ;=> nil"
   [options spec m]
   (when (given? options)
-    (let [{:keys [name btf-id]} (if m (bpf/info m) spec)
+    (let [{:keys [btf-id] :as info} (if m (bpf/info m) spec)
           btf (delay (try
                        (when btf-id ((requiring-resolve 'bpfmap.host/btf-by-id) btf-id))
                        (catch ExceptionInfo _ nil)))]
-      ((requiring-resolve 'bpfmap.exec.hints/shower) options (assoc spec :name name) btf))))
+      ((requiring-resolve 'bpfmap.exec.hints/shower) options spec info btf))))
 
 (defn showing
   "Returns a transducer that shows rows; see [[shower]], which may be nil.

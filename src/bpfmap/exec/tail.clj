@@ -116,7 +116,7 @@
   (let [objects (objects-of id)]
     (or (some #(btf/type-named % name) objects)
         (let [names (distinct (map first (mapcat structs-in objects)))]
-          (throw (arguments/refused "tail" :value-type name
+          (throw (arguments/refused nil :value-type name
                    (str "must be a type, or the name of a struct in the BTF of the programs that use "
                         "map " (error/id-and-name identity))
                    (or (nearest/did-you-mean name (sort (concat names (map clojure.core/name
@@ -127,9 +127,14 @@
                          "there is no such BTF; write the type as '[struct [pid u32]]'"))))))))
 
 (defn type-of-events
-  "Returns the type for a `:value-type`, which is a type, a name or nil."
-  [identity value-type]
-  (if (string? value-type) (named identity value-type) value-type))
+  "Returns the type of the events of a map, from its info, or nil.
+
+  It is `:value-type`, which is a type or a name, or else the type that `types --save` saved."
+  [info {:keys [value-type types]}]
+  (cond
+    (string? value-type) (named info value-type)
+    value-type value-type
+    :else (:value ((requiring-resolve 'bpfmap.exec.remembered/find-types) info types))))
 
 ;; --- opening
 
@@ -324,13 +329,13 @@
                "events without a type have no fields")))))
 
 (defn- tail-rows
-  [{:keys [value-type limit] :as options} told opened f init]
+  [{:keys [limit] :as options} told opened f init]
   (with-open [m (input/open (dissoc options :value-type) :read-write)]
     (let [{:keys [id] :as info} (bpf/info m)
           identity (select-keys info [:id :name :type])
           _ (check-has-events info)
           _ (check-from info options)
-          type (type-of-events identity value-type)
+          type (type-of-events info options)
           fields (fields-of info type)
           _ (query/check (assoc options :fields fields))
           shower (shower-of options m type)

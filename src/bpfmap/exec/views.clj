@@ -184,7 +184,8 @@
 
 (defn types
   "Renders the types of keys and values, in C and as data, or a file of hints."
-  [{:keys [key value untyped saved] {:keys [id name type]} :map :as found} {:keys [template]}]
+  [{:keys [key value untyped types-from saved] {:keys [id name type]} :map :as found}
+   {:keys [template]}]
   (cond
     template
     {:lines (template-lines found)}
@@ -197,7 +198,12 @@
                           (output/cell type))]
                     (side-lines :key key)
                     (side-lines :value value))
-     :closing (when untyped [untyped])}))
+     :closing (when untyped
+                [(cond-> untyped
+                   types-from (str "; these types are "
+                                   (if (= "bpftrace" types-from)
+                                     "those that bpftrace writes"
+                                     (str "from " (output/cell types-from)))))])}))
 
 ;; --- features
 

@@ -182,10 +182,69 @@
                     (refused "dump" (id-of m) "--hints" file))))
           "[1]" "The file of hints FILE must be a map of names of maps to maps of fields to hints: such as {\"flows\" {src ipv4, value.ts ktime}}"
           "{" "The file of hints FILE must be EDN (EOF while reading): such as {\"flows\" {src ipv4, value.ts ktime}}"
-          "{shown {src ipv5}}" "A hint must have a hint that exists, got [src ipv5]: did you mean ipv4 or ipv6?"
-          "{shown {srk ipv4}}" "Unknown field srk: did you mean key.src?")
+          "{shown {src ipv5}}" "The file of hints FILE must have a hint that exists for the field src of shown, got ipv5: did you mean ipv4 or ipv6?"
+          "{other {x [flags 5]}}" "The file of hints FILE must have a hint with its parameter for the field x of other, got [flags 5]: The hint flags must have an enum, got [flags 5]: such as [flags {SYN 1 ACK 2}] or [flags BPF_F_NO_PREALLOC]")
+        (are [text message]
+             (with-file text
+               (fn [file]
+                 (= [2 (str "bpfmap: The file of hints " (pr-str file) " does not fit map " (id-of m)
+                            " (shown): " message)]
+                    (refused "dump" (id-of m) "--hints" file))))
+          "{shown {srk ipv4}}" "Unknown field srk: did you mean key.src?"
+          "{\"sh*\" {bytes ipv4}}"
+          "The field bytes must be 4 bytes in network byte order for the hint ipv4, got u64"
+          "{\"sh*\" {src hex} \"*n\" {key.src ipv4}}" "The field src must have one hint, got 2")
         (is (= [1 "bpfmap: Cannot read the file of hints \"/nowhere/h.edn\": there is no such file"]
                (refused "dump" (id-of m) "--hints" "/nowhere/h.edn")))))))
+
+(kernel-test patterns-in-a-file
+  (testing "a pattern is for all maps that match it, and the name of a map comes first"
+    (with-open [m (shown-map)]
+      (let [source (fn [text & as]
+                     (with-file text
+                       #(-> (apply edn-of "dump" (id-of m) "--where" "flags=3" "--hints" % as)
+                            first :key :src)))]
+        (is (= "10.0.0.1" (source "{\"sho*\" {src ipv4}}") (source "{\"?hown\" {src ipv4}}")))
+        (is (= "0xa000001" (source "{\"*\" {src ipv4} shown {src hex}}")
+               (source "{shown {src hex} \"*\" {key.src ipv4}}")
+               (source "{shown {src ipv4}}" "--as" "src=hex")))
+        (testing "--as also replaces a hint that does not fit"
+          (is (= "0xa000001" (source "{shown {src mac}}" "--as" "src=hex")))))))
+  (testing "a whole name is for the map that the kernel has shortened it for"
+    (let [value (fn [m text]
+                  (with-file text
+                    #(:value (first (exec/dump {:ref (id-of m) :hints %})))))]
+      (with-open [m ^Closeable (bpf/create {:name "connection_errors_total" :type :array :value :u64
+                                            :max-entries 1})]
+        (is (= "0B" (value m "{connection_errors_total {value size}}")
+               (value m "{connection_erro {value size}}")
+               (value m "{\"*_total\" {value size}}")))
+        (is (= 0 (value m "{connection_errors_other {value size}}")))))))
+
+(kernel-test file-without-the-map
+  (testing "a file that has nothing for the map is noted"
+    (with-open [m (shown-map)]
+      (with-file "{showm {src ipv4}}"
+        (fn [file]
+          (let [note (str "bpfmap: the file of hints " file " has nothing for the map shown, but for"
+                          " showm\n")]
+            (doseq [args [["dump" (id-of m) "--json"]
+                          ["get" (id-of m) "src=167772161 port=47873"]
+                          ["diff" (id-of m) "--seconds" "0.01" "--json"]
+                          ["watch" (id-of m) "--seconds" "0.05" "--interval" "0.01" "--json"]
+                          ["hist" (id-of m) "--field" "bytes" "--json"]]]
+              (let [{:keys [exit err]} (apply bpfmap (concat args ["--hints" file]))]
+                (is (= [0 note] [exit err]) args)))
+            (testing "unless there are several maps"
+              (is (= "" (:err (bpfmap "dump" (id-of m) (id-of m) "--json" "--hints" file)))))))))))
+
+(kernel-test fields-without-types
+  (testing "an unknown field of a map without types leads to the options for types"
+    (with-open [m ^Closeable (bpf/create {:name "shown" :type :hash :key-size 4 :value-size 8
+                                          :max-entries 4})]
+      (is (= [2 (str "bpfmap: Unknown field ts: the fields are key, value; the map has no types: set"
+                     " --key-type and --value-type")]
+             (refused "dump" (id-of m) "--as" "ts=hex"))))))
 
 (kernel-test template-of-a-file
   (testing "types --template prints a file of hints, with every field and no hint"

@@ -118,6 +118,10 @@
                                (do (spit file text) (line)))
           "{" "EDN (EOF while reading)"
           "[]" "a map of names of maps to vectors of types"
+          "{remembered [5]}" "a map of names of maps to vectors of types (remembered: it is not a map)"
+          "{other [{kee u32}]}"
+          (str "a map of names of maps to vectors of types (other: kee is not one of owner, key and"
+               " value)")
           "{\"remembered\" [{:key :u33}]}"
           (str "a map of names of maps to vectors of types (remembered: the key is not a type: "
                "unknown type u33; did you mean u32? See bpfmap.type for all types)"))
@@ -126,6 +130,89 @@
         (is (= (str "bpfmap: There is no file to save the types in: set HOME, or pass the path of a"
                     " file as --types\n")
                (:err (bpfmap "types" (id-of m) "--save" "--types" "none"))))))))
+
+(kernel-test written-by-hand
+  (testing "names can be patterns, and symbols stand for keywords"
+    (with-open [m (a-map {})]
+      (let [file (str (directory) "/types.edn")
+            value (fn [text] (spit file text)
+                    (:value (first (exec/dump {:ref (id-of m) :types file}))))]
+        (is (= 12884901890 (value "{remembered [{key u32, value u64}]}")
+               (value "{\"rem*\" [{value u64}]}")
+               (value "{\"*\" [{value s64}], remembered [{value u64}]}")))))))
+
+(kernel-test types-that-are-not-used
+  (testing "the reason is shown if a file has types for the name, and none fits"
+    (let [file (str (directory) "/types.edn")
+          remade (fn [size]
+                   (a-map {:value-size size :contents {[1 0 0 0] (range size)}}))
+          save (fn [m type]
+                 (exec/types {:ref (id-of m) :key-type :u32 :value-type type :save true
+                              :types file}))
+          closing (fn [m] (last (str/split-lines
+                                 (:err (bpfmap "dump" (id-of m) "--types" file)))))
+          why #(str "the map has no BTF, and the types for its name in " file " are for " %)]
+      (with-open [m ^Closeable (remade 8)] (save m :u64))
+      (with-open [m ^Closeable (remade 16)]
+        (is (= (str "shown as bytes: " (why "values of 8 bytes, not 16")
+                    "; set --key-type and --value-type")
+               (closing m)))
+        (is (= (why "values of 8 bytes, not 16") (:untyped (exec/types {:ref (id-of m) :types file}))))
+        (testing "types of another size are added, and replace none"
+          (save m [:array :u64 2])
+          (is (= "{\"remembered\" [{:key :u32, :value :u64}\n               {:key :u32, :value [:array :u64 2]}]}\n"
+                 (slurp file)))
+          (is (= [{:key 1 :value [506097522914230528 1084818905618843912]}]
+                 (exec/dump {:ref (id-of m) :types file})))))
+      (with-open [m ^Closeable (remade 8)]
+        (is (= [{:key 1 :value 506097522914230528}] (exec/dump {:ref (id-of m) :types file})))
+        (spit file "{remembered [{owner \"agent\" value u64}]}")
+        (is (= (str "shown as bytes: " (why "maps that agent uses, and this one is not")
+                    "; set --key-type and --value-type")
+               (closing m))))))
+  (testing "a key of an unknown type must be bytes, and the error leads to the options for types"
+    (with-open [m (a-map {})]
+      (is (= (str "bpfmap: Bytes must be pairs of hexadecimal digits, such as \"0a 00\" or \"0x0a00\","
+                  " got \"1\": its type is unknown; set --key-type and --value-type\n")
+             (:err (bpfmap "get" (id-of m) "1" "--types" "none"))))))
+  (testing "a map without types has nothing to save"
+    (with-open [m (a-map {})]
+      (let [file (str (directory) "/types.edn")]
+        (is (= (str "bpfmap: Map " (id-of m) " (remembered) has no types to save: pass --key-type and"
+                    " --value-type\n")
+               (:err (bpfmap "types" (id-of m) "--save" "--types" file))))
+        (exec/types {:ref (id-of m) :key-type :u32 :save true :types file})
+        (is (= "{\"remembered\" [{:key :u32}]}\n" (slurp file)))
+        (testing "and names the file that its types are from"
+          (is (= (str "the map has no BTF; these types are from " file "\n")
+                 (:err (bpfmap "types" (id-of m) "--types" file))))
+          (is (= "the map has no BTF\n"
+                 (:err (bpfmap "types" (id-of m) "--types" file "--key-type" "s32")))))))))
+
+(kernel-test types-of-events
+  (testing "the type of the events of a ring is saved, and used by tail"
+    (with-open [m ^Closeable (bpf/create {:name "remembered" :type :ringbuf :max-entries 4096})
+                p ^Closeable (prog/load {:type :raw-tracepoint
+                                         :insns [[:stdw [:r10 -8] 7]
+                                                 [:lddw :r1 m] [:mov64 :r2 :r10] [:add64 :r2 -8]
+                                                 [:mov64 :r3 8] [:mov64 :r4 0]
+                                                 [:call :ringbuf-output]
+                                                 [:mov64 :r0 0] [:exit]]})]
+      (prog/test-run p)
+      (let [file (str (directory) "/types.edn")
+            id (id-of m)
+            tail (fn [& args] (apply lines-of "tail" id "--from" "oldest" "--limit" 1 args))]
+        (spit file "{remembered [{key u32 value [array u8 8]}]}")
+        (is (nil? (:value (exec/types {:ref id :types file}))) "a map with keys is another one")
+        (exec/types {:ref id :value-type [:struct [:a :u32] [:b :u32]] :save true :types file})
+        (is (= [:struct [:a :u32] [:b :u32]] (:type (:value (exec/types {:ref id :types file})))))
+        (is (= {"remembered" {"value.a" nil "value.b" nil}}
+               (exec/types {:ref id :types file :template true})))
+        (is (= ["     a       b" "     7       0"] (tail "--types" file)))
+        (is (= ["     a       b" "   0x7       0"] (tail "--types" file "--as" "a=hex")))
+        (is (= ["BYTES  DATA" "    8  07 00 00 00 00 00 00 00  |........|"] (tail "--types" "none")))
+        (is (= ["   cpu" "     7"]
+               (map #(subs % 0 6) (tail "--types" file "--value-type" "[struct [cpu u64]]"))))))))
 
 (kernel-test numbers-of-bpftrace
   (testing "keys and values of 8 bytes are numbers; other sizes cannot be known"
