@@ -179,9 +179,13 @@
                          (fixture/syscall "getuid")))))))
           (finally (.set stop true)))
         (fixture/join reading)
-        (let [total (+ (* 2 repeats) (* 8 adds) (* 8 calls))]
-          (is (= {:wide total :narrow total} (m 0)))
-          (is (= [total total] [@wide @narrow]))
+        ;; A kernel with preemption does not run a program on a processor where it runs already.
+        (let [missed (:recursion-misses (prog/info traced) 0)
+              total (+ (* 2 repeats) (* 8 adds) (* 8 calls))
+              counted @wide]
+          (is (<= (- total missed) counted total))
+          (is (= {:wide counted :narrow counted} (m 0)))
+          (is (= counted @narrow))
           (is (= 0 @backwards)))
         (mem/close (bpf/memory m))))))
 

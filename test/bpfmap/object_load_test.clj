@@ -12,13 +12,15 @@
             [bpfmap.impl.prog.program :as program]
             [bpfmap.memory :as mem]
             [bpfmap.object :as object]
+            [bpfmap.linux :as linux]
             [bpfmap.prog :as prog]
             [bpfmap.since :as since]
             [clojure.datafy :as datafy]
             [clojure.java.io :as io]
             [clojure.string :as str]
             [clojure.test :refer [are is testing]])
-  (:import (java.io Closeable File)
+  (:import (bpfmap.sys Abi)
+           (java.io Closeable File)
            (java.nio ByteOrder)))
 
 (set! *warn-on-reflection* true)
@@ -76,6 +78,15 @@
                (program/definition (get-in x [:programs "count"])))))
       (is (nil? (:no-such-key x)))
       (is (= :none (get x :no-such-key :none))))))
+
+(kernel-test btf-that-the-kernel-refuses
+  (testing "an object whose BTF the kernel refuses is loaded without it; its maps keep their types"
+    (linux/on-a-kernel-that-refuses
+     [{:arguments {0 Abi/BPF_BTF_LOAD} :errno 22}]
+     (fn []
+       (with-open [^Closeable x (object/load (read-object "packets" "el"))]
+         (is (nil? (:btf-id (prog/info (get-in x [:programs "count"])))))
+         (is (= [:u32 :u64] ((juxt :key :value) (bpf/info (get-in x [:maps "sizes"]))))))))))
 
 (kernel-test loads-everything-of-clang
   (testing "sections, inner maps, callbacks, kconfig, weak symbols and CO-RE load together"

@@ -67,7 +67,9 @@
    :counts-of-elements "6.6" ; bpf_map_sum_elem_count
    :sizes-of-logs "5.15" ; logs of less than 128 bytes, or of more than 16 MiB
    :ends-of-logs "6.4" ; of logs that are too long
-   :locked-maps-are-not-frozen "6.3"})
+   :locked-maps-are-not-frozen "6.3"
+   :misses-of-kprobes "6.7" ; :recursion-misses in the info of a program
+   :names-of-sections "6.9"}) ; of any printable characters in BTF, as .data.a-b
 
 (defn- newest [versions]
   (reduce (fn [a b] (if (map-types/at-least? a b) a b)) "0" (remove nil? versions)))

@@ -521,7 +521,7 @@
 
   On a screen, it has only the rows that fit."
   [{:keys [elapsed map] :as run} signal height]
-  (let [{:keys [total calls] :as value} (demo/result run)
+  (let [{:keys [total calls missed] :as value} (demo/result run)
         ;; Heading, closing lines, the shell's prompt
         shown (if height (take (max 1 (- height 4)) calls) calls)]
     {:value value
@@ -529,6 +529,7 @@
      :closing [(str "Counted " total " system calls of "
                     (error/plural (count calls) "kind")
                     " in " (output/format-1dp elapsed) " s"
+                    (when missed (str ", without " missed " that the program missed"))
                     (when (< (count shown) (count calls))
                       (str "; the top " (count shown) " are above")))
                (end-text map)]

@@ -127,7 +127,8 @@
 (defn observe
   "Counts until `stop` is delivered or the seconds are over.
 
-  Returns `{:map :elapsed :counts}`. The map is closed."
+  Returns `{:map :elapsed :counts :missed}`. The map is closed. The program misses a call if another
+  thread makes it on the same processor while the program runs there, as some kernels let it."
   [seconds stop show]
   (with-open [^Closeable m (bpf/create map-spec)
               ^Closeable program (prog/load {:type :raw-tracepoint
@@ -137,12 +138,16 @@
           elapsed (with-open [^Closeable _ (prog/attach-raw-tracepoint program "sys_enter")]
                     (watch m seconds stop (when show #(show (assoc % :map info)))))]
       ;; The counts are final now, because the program is detached.
-      {:map info :elapsed elapsed :counts (into {} m)})))
+      {:map info :elapsed elapsed :counts (into {} m)
+       :missed (:recursion-misses (prog/info program))})))
 
 (defn result
-  "Returns the result of a run as data."
-  [{:keys [elapsed counts] :as run}]
-  {:map (:map run) :seconds elapsed :total (total counts) :calls (calls counts {} elapsed)})
+  "Returns the result of a run as data.
+
+  It has `:missed` if the program did not see all calls."
+  [{:keys [elapsed counts missed] :as run}]
+  (cond-> {:map (:map run) :seconds elapsed :total (total counts) :calls (calls counts {} elapsed)}
+    missed (assoc :missed missed)))
 
 ;; --- events
 

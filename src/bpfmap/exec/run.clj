@@ -18,7 +18,7 @@
   |--------------|------------------------------------------------------------------------------------|
   | `:object`    | the name of the object                                                             |
   | `:elapsed`   | seconds since everything was attached                                              |
-  | `:programs`  | `{:name :id :type :attached-to}`; a program without a target has no `:attached-to` |
+  | `:programs`  | `{:name :id :type :attached-to}`, with `:recursion-misses` if it did not run that often because it was running or a map was written; a program without a target has no `:attached-to` |
   | `:maps`      | `{:name :id :type :max-entries}`, with `:entries` of maps that can be counted, `:fill` of rings, and `:untyped` for rings whose events have no type |
   | `:variables` | name to value: variables that are not constants                                    |
 
@@ -308,17 +308,23 @@
   (fn [elapsed]
     (array-map :object (:name o)
                :elapsed (/ (Math/round (* 1000.0 (double elapsed))) 1000.0)
-               :programs programs
+               :programs (programs)
                :maps (mapv #(map-row types %) (sort-by key (:maps loaded)))
                :variables (values-of-variables o loaded))))
 
 (defn- programs-with-targets
-  "Returns the loaded programs with their targets, in the order of their names."
+  "Returns a function that returns the loaded programs with their targets, by name."
   [{:keys [programs]} links targets]
-  (mapv (fn [[name program] link]
-          (cond-> (into {:name name} (select-keys (prog/info program) [:id :type]))
-            link (assoc :attached-to (target-text (or (targets name) (link/target program))))))
-        (sort-by key programs) links))
+  (let [attached-to (mapv (fn [[name program] link]
+                            (when link
+                              {:attached-to (target-text (or (targets name)
+                                                             (link/target program)))}))
+                          (sort-by key programs) links)]
+    (fn []
+      (mapv (fn [[name program] target]
+              (let [info (select-keys (prog/info program) [:id :type :recursion-misses])]
+                (-> {:name name} (into info) (into target))))
+            (sort-by key programs) attached-to))))
 
 ;; --- the command
 

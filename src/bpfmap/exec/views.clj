@@ -1155,7 +1155,8 @@
   [{:title "ID" :of :id}
    {:title "TYPE" :of :type}
    {:title "NAME" :of :name :least 15}
-   {:title "ATTACHED TO" :of :attached-to :least 20}])
+   {:title "ATTACHED TO" :of :attached-to :least 20}
+   {:title "MISSES" :of :recursion-misses :align :right}])
 
 (def ^:private run-map-columns
   [{:title "ID" :of :id}
@@ -1174,15 +1175,15 @@
 
       (run-summary {:programs [] :maps [] :variables {}} 80) ;=> ()"
   [{:keys [programs maps variables]} width]
-  (let [columns (if (some :fill maps) run-map-columns (butlast run-map-columns))]
+  (let [columns (fn [key columns rows] (if (some key rows) columns (butlast columns)))]
     (rest
      (mapcat (fn [[columns rows]]
                (when (seq rows)
                  (cons "" (if width
                             (:lines (output/fitted columns rows width))
                             (output/table columns rows)))))
-             [[run-program-columns programs]
-              [columns maps]
+             [[(columns :recursion-misses run-program-columns programs) programs]
+              [(columns :fill run-map-columns maps) maps]
               [run-variable-columns (for [[name value] variables] {:name name :value value})]]))))
 
 (defn event-printer

@@ -7,9 +7,11 @@
             [bpfmap.core :as bpf]
             [bpfmap.exec :as exec]
             [bpfmap.exec.run :as run]
+            [bpfmap.exec.views :as views]
             [bpfmap.fixture :as fixture :refer [error-of kernel-test]]
             [bpfmap.host :as host]
             [bpfmap.impl.btf.writer :as writer]
+            [bpfmap.impl.kernel.perf :as kernel.perf]
             [bpfmap.link :as link]
             [bpfmap.object :as object]
             [bpfmap.prog :as prog]
@@ -72,6 +74,43 @@
       (is (every? zero? (map #(rem (:count (:value %)) 5) events)))
       (is (gone? (map :id (:programs first-row))))
       (is (= before (fixture/settled-descriptors))))))
+
+(def ^:private probe-source
+  "int runs = 0;
+   __attribute__((section(\"kprobe/htab_map_update_elem\"), used)) int on_update(void *context) {
+     return __sync_fetch_and_add(&runs, 1), 0;
+   }
+   char _license[] __attribute__((section(\"license\"))) = \"GPL\";")
+
+(defn- lines-of [summary]
+  (str/join "\n" (views/run-summary summary 80)))
+
+(kernel-test ^{:needs [[:kernel :misses-of-kprobes]]} runs-that-a-program-missed
+  (testing "a summary shows how often a program did not run, if it did not"
+    (let [program {:name "on_update" :id 7 :type :kprobe :attached-to "kprobe f"}]
+      (is (not (str/includes? (lines-of {:programs [program]}) "MISSES")))
+      (is (str/includes? (lines-of {:programs [(assoc program :recursion-misses 31)]})
+                         "ATTACHED TO  MISSES\n 7  kprobe  on_update  kprobe f         31")))
+    (cond
+      (nil? (kernel.perf/event-type "kprobe")) nil ; link-test has what such a kernel answers
+      (nil? (fixture/executable "clang")) (fixture/skip! "there is no clang to compile an object")
+      :else
+      (let [source (io/file (fixture/temporary-directory) "probe.c")
+            object (str/replace (str source) #"c$" "o")]
+        (try
+          (spit source probe-source)
+          (is (= 0 (:exit (fixture/run [(fixture/executable "clang") "-target" "bpf" "-g" "-O2" "-c"
+                                        (str source) "-o" object]))))
+          (with-open [m (bpf/create {:type :hash :key :u32 :value :u32 :max-entries 4})]
+            (let [rows (into [] (map (fn [row]
+                                       (when (= :running (:status row))
+                                         (dotimes [k 3] (bpf/put! m k k)))
+                                       row))
+                             (exec/run {:file object :seconds 0.1}))]
+              ;; No program of a probe runs while the kernel writes a map for a process.
+              (is (<= 3 (:recursion-misses (first (:programs (last rows))) 0)))))
+          (finally (io/delete-file object true)
+                   (io/delete-file source true)))))))
 
 (kernel-test q4-run-ends-early
   (testing "a reduction that ends early takes everything away"

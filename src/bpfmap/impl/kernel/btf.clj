@@ -24,6 +24,13 @@
                     (.fd attr Abi/BTF_LOAD_BTF_TOKEN_FD token)))
                 call/own-fd))
 
+(defn refused?
+  "Returns true if the kernel rejected BTF as such.
+
+  The reason is a kind or a name that it does not know, or the map type."
+  [e]
+  (contains? #{:EINVAL :ENOTSUPP :EOPNOTSUPP :E2BIG} (:bpfmap/errno (ex-data e))))
+
 (defn- open-id ^Fd [id ctx]
   ;; Opening by id requires capabilities, even if the map was opened by path.
   (call/command (str "Opening BTF " id) (-> ctx (dissoc :path) (assoc :op :btf-by-id))

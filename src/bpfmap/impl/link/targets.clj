@@ -303,19 +303,20 @@
                 :since "5.7" :config "CONFIG_BPF_LSM"
                 :refusals {:EBUSY [:busy (str "the hook has its largest number of programs")]})
    :freplace
-   {:value text :keys {:program program} :form :replacement
-    :meaning (str "a function of another program, which is chosen when the program is loaded; "
-                  ":program chooses another one that has such a function (Linux 5.10)")
-    :programs {:ext [nil]}
-    :since "5.6" :config trampolines
-    :sections {"freplace" {}}
-    :refusals {:EBUSY [:busy (str "another program replaces or traces that function, or the other "
-                                  "program is in a map of programs")]
-               :EINVAL [:invalid-value
-                        (str "the function must have the parameters and the result of the "
-                             "program, and its program the type for which this one was loaded; if "
-                             "this one was attached before, give the other one as :program "
-                             "(Linux 5.10)")]}}
+   (let [other [:invalid-value
+                (str "the function must have the parameters and the result of the program, and its "
+                     "program the type for which this one was loaded; if this one was attached "
+                     "before, give the other one as :program (Linux 5.10)")]]
+     {:value text :keys {:program program} :form :replacement
+      :meaning (str "a function of another program, which is chosen when the program is loaded; "
+                    ":program chooses another one that has such a function (Linux 5.10)")
+      :programs {:ext [nil]}
+      :since "5.6" :config trampolines
+      :sections {"freplace" {}}
+      :refusals {:EBUSY [:busy (str "another program replaces or traces that function, or the "
+                                    "other program is in a map of programs")]
+                 :EINVAL other
+                 :ENOENT other}}) ; on 5.10, if it was attached before
 
    :iter
    {:value text :form :iter

@@ -103,15 +103,6 @@
     (try @carried (catch Throwable _ (btf-of spec nil)))
     (btf-of spec variable)))
 
-(def ^:private btf-refused
-  "Errnos for BTF that the kernel rejects.
-
-  For a kind that it does not know, for a name, or for the map type."
-  #{:EINVAL :ENOTSUPP :EOPNOTSUPP :E2BIG})
-
-(defn- btf-refused? [e]
-  (btf-refused (:bpfmap/errno (ex-data e))))
-
 (defn- load-btf
   "Loads the BTF of a spec: `{:fd :ids}`, `{:untyped reason}` or nil.
 
@@ -125,7 +116,8 @@
         (try
           (load variable)
           (catch ExceptionInfo e
-            (if (btf-refused? e) (load nil) (throw e)))) ; before Linux 5.2 there are no variables
+            ;; Before Linux 5.2 there are no variables.
+            (if (kernel.btf/refused? e) (load nil) (throw e))))
         (load nil)))
     (catch ExceptionInfo e
       ;; EPERM as well: unprivileged users who may create maps still may not load BTF.
@@ -133,7 +125,7 @@
         (cond
           ;; If the map requires its types, the user needs the reason why they were rejected, not
           ;; an error about their absence.
-          (or (btf-refused? e)
+          (or (kernel.btf/refused? e)
               (and (= :EPERM errno) (not= :required (:btf (map-types/types (:type spec))))))
           {:untyped (str "the kernel rejected the types as BTF (" (name errno) ")")}
 
@@ -167,7 +159,7 @@
                                        {:fd btf :key (first ids) :value (second ids)})
                                 without)}
         (catch ExceptionInfo e
-          (if (btf-refused? e)
+          (if (kernel.btf/refused? e)
             {:fd (kernel.map/create untyped-spec ctx)
              :untyped (str "the kernel rejected the types of key and value for this map ("
                            (name (:bpfmap/errno (ex-data e))) ")")}

@@ -69,10 +69,6 @@
                       [[name [0 id]]]))))
         (filter #(= :datasec (blob/kind b %)) (range 1 (inc (blob/type-count b))))))
 
-(def ^:private btf-refused
-  "Kinds of errors after which an object is loaded without its BTF."
-  #{:invalid-value :not-supported :malformed-btf :incompatible})
-
 (defn- with-btf
   "Returns the state with the BTF of the object in the kernel, if it takes it.
 
@@ -85,7 +81,7 @@
           fd (try
                (kernel.btf/load (:bytes l) nil ctx)
                (catch ExceptionInfo e
-                 (when-not (btf-refused (:bpfmap/error (ex-data e)))
+                 (when-not (kernel.btf/refused? e)
                    (throw e))))]
       (if-not fd
         state

@@ -238,7 +238,7 @@
   "Returns a data section as a struct of its variables."
   [edit {:keys [name size vars]}]
   {:kind :struct
-   :name (str/replace (str name) #"[.?]" "_")
+   :name (str/replace (str name) #"[^A-Za-z0-9_]" "_")
    :size size
    :members (mapv (fn [{:keys [type offset]}]
                     {:name (:name (record edit type))
@@ -288,11 +288,12 @@
    [:float
     (fn [edit {:keys [float]}]
       (replaced edit float (fn [_ found] {:kind :struct :size (:size found) :members []})))]
+   ;; The same release took the names ?NAME and all other printable ones.
    [:optional-section
     (fn [edit {:keys [datasec]}]
-      (let [optional (filter #(str/starts-with? (str (:name (record edit %))) "?") datasec)]
-        (replaced edit optional
-                  (fn [_ found] (update found :name str/replace-first "?" "_")))))]
+      (let [named (filter #(:name (record edit %)) datasec)]
+        (replaced edit named
+                  (fn [_ found] (update found :name str/replace #"[^A-Za-z0-9_.]" "_")))))]
    [:datasec
     (fn [edit {:keys [datasec var]}]
       (-> edit

@@ -44,7 +44,7 @@
    {:kind :datasec :name ".data" :size 8                                   ; 18
     :vars [{:type 16 :offset 4 :size 4} {:type 17 :offset 0 :size 4}
            {:type 17 :offset 2 :size 4} {:type 17 :offset 8 :size 4}]}
-   {:kind :datasec :name "?.data" :size 4 :vars [{:type 16 :offset 0 :size 4}]} ; 19
+   {:kind :datasec :name "?.data.a-b" :size 4 :vars [{:type 16 :offset 0 :size 4}]} ; 19
    {:kind :float :name "double" :size 8}                                   ; 20
    {:kind :decl-tag :name "a tag" :type 16 :component -1}                  ; 21
    {:kind :type-tag :name "kptr" :type 1}                                  ; 22
@@ -127,7 +127,7 @@
               :members [{:name "b" :type 17 :bit-offset 0 :bits 0}
                         {:name "a" :type 16 :bit-offset 32 :bits 0}]}
              (without :datasec 18)))
-      (is (= ["__data" "_kconfig"] (map (comp :name #(without :datasec %)) [19 8])))
+      (is (= ["__data_a_b" "_kconfig"] (map (comp :name #(without :datasec %)) [19 8])))
       (is (= ["a" 1 8] ((juxt :name :size :bits) (without :datasec 16))))
       (is (= ["dummy_ksym" :int] ((juxt :name :kind) (without :datasec 31))))
       (is (= {:kind :struct :size 8 :members []} (without :float 20)))
@@ -138,7 +138,7 @@
                         {:name "V" :type 32 :bit-offset 0 :bits 0}]}
              (without :enum64 24)))
       (is (= [["N" 0xffffffff] ["M" 5]] (:values (without :enum64 25))))
-      (is (= "_.data" (:name (without :optional-section 19))))
+      (is (= "_.data.a_b" (:name (without :optional-section 19))))
       (is (= {:kind :type-tag :name "any" :type 1} (without :attribute 26)))))
   (testing "and no kernel gets a kind that it lacks"
     (let [kinds {:func #{:func :func-proto} :datasec #{:datasec :var} :float #{:float}
