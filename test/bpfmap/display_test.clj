@@ -9,7 +9,9 @@
             [bpfmap.impl.kernel.call :as call]
             [bpfmap.impl.kernel.clock :as clock]
             [bpfmap.impl.kernel.procfs :as procfs]
+            [bpfmap.link :as link]
             [bpfmap.links :as links]
+            [bpfmap.prog :as prog]
             [bpfmap.programs :as programs]
             [clojure.java.io :as io]
             [clojure.string :as str]
@@ -323,6 +325,112 @@
           (is (re-find #"^syscall" (:ip (display/apply-hints {:ip [:usym :pid]}
                                                              {:pid process :ip address})))))))))
 
+(def ^:private library-source
+  "static int __attribute__((noinline)) lib_static(int n) {
+     volatile int s = 0; for (int i = 0; i < n; i++) s += i; return s; }
+   int __attribute__((noinline)) lib_work(int n) { return lib_static(n) + 1; }\n")
+
+(def ^:private program-source
+  "int lib_work(int);
+   static int __attribute__((noinline)) own_static(int n) {
+     volatile int s = 0; for (int i = 0; i < n; i++) s += i; return s; }
+   int __attribute__((noinline)) own_global(int n) { return own_static(n) + 1; }
+   int main(void) { int s = 0; for (;;) s += own_global(20000) + lib_work(20000); return s; }\n")
+
+(defn- frames
+  "Returns all frames of stacks as a hint shows them."
+  [hint spec stacks]
+  (let [show (display/formatter {:value hint} {:spec spec})]
+    (mapcat #(second (show [1 %])) stacks)))
+
+(def ^:private function-of "Returns the function in the text of a frame." #(first (str/split % #"[+ ]")))
+
+(defn- sampled-stacks
+  "Calls f with the spec of a map of stacks, and stacks of a process in all functions."
+  [pid hint spec f]
+  (with-open [m ^java.io.Closeable (bpf/create (merge {:type :stack-trace :max-entries 1024} spec))
+              p ^java.io.Closeable (prog/load {:type :perf-event
+                                               :insns [[:lddw :r2 m]
+                                                       [:mov64 :r3 256] ; BPF_F_USER_STACK
+                                                       [:call :get-stackid]
+                                                       [:mov64 :r0 0]
+                                                       [:exit]]})
+              _ ^java.io.Closeable (link/attach p {:perf-event {:type :software :event :cpu-clock
+                                                                :frequency 999}
+                                                   :pid pid})]
+    (let [spec (bpf/spec m)
+          all? (fn [stacks]
+                 (every? (set (map function-of (frames hint spec stacks)))
+                         #{"own_static" "own_global" "lib_static" "lib_work" "main"}))]
+      (f spec (fixture/eventually #(let [found (vals (into {} m))] (when (all? found) found)))))))
+
+(defn- address->function
+  "Asks addr2line for the function at an address in a file."
+  [file address]
+  (first (str/split-lines (:out (fixture/run ["addr2line" "-f" "-e" (str file)
+                                              (format "0x%x" address)])))))
+
+(defn- mapping-at [pid address]
+  (some (fn [{:keys [start end] :as mapping}]
+          (when (<= (long start) (long address) (dec (long end))) mapping))
+        (#'symbols/mappings pid)))
+
+(kernel-test v2-stacks-against-addr2line
+  (testing "all frames of a program and its library have the functions that addr2line finds"
+    (if-not (and (fixture/executable "gcc") (fixture/executable "addr2line"))
+      (fixture/skip! "gcc or addr2line is not installed")
+      (let [dir (io/file (str (fixture/temporary-directory)))
+            in-dir #(str (io/file dir %))
+            gcc (fn [& args]
+                  (is (= 0 (:exit (fixture/run (into ["gcc" "-g" "-O1" "-fno-omit-frame-pointer"
+                                                      "-fno-optimize-sibling-calls"
+                                                      "-Wl,--build-id"]
+                                                     args))))))
+            of (fn [& names] #(some (fn [n] (str/ends-with? % (str " (" n ")"))) names))]
+        (try
+          (spit (in-dir "lib.c") library-source)
+          (spit (in-dir "main.c") program-source)
+          (gcc "-fPIC" "-shared" "-o" (in-dir "libw.so") (in-dir "lib.c"))
+          (doseq [[program flags] {"moves" ["-pie" "-fPIE"] "stays" ["-no-pie"]}]
+            (apply gcc (concat flags ["-o" (in-dir program) (in-dir "main.c") (str "-L" dir) "-lw"
+                                      (str "-Wl,-rpath," dir)]))
+            (with-process [(in-dir program)]
+              (fn [pid]
+                (testing (str program ", by addresses")
+                  (sampled-stacks pid [:usym pid] {}
+                    (fn [spec stacks]
+                      (let [texts (frames [:usym pid] spec stacks)]
+                        (doseq [[address text] (zipmap (apply concat stacks) texts)
+                                :let [{:keys [path start offset]} (mapping-at pid address)]
+                                :when (str/starts-with? (str path) (str dir))]
+                          (is (= (function-of text)
+                                 (address->function path (if (= path (in-dir "stays"))
+                                                           address
+                                                           (+ offset (- address start)))))
+                              text))
+                        (when (= "stays" program)
+                          (testing "addresses of a program that does not move need no process"
+                            (is (= (filter (of "stays") texts)
+                                   (filter (of "stays")
+                                           (frames [:usym (in-dir "stays")] spec stacks))))))))))
+                (testing (str program ", by build ids, also of files that no process has mapped")
+                  (sampled-stacks pid :usym {:flags #{:stack-build-id} :value-size 640}
+                    (fn [spec stacks]
+                      (let [before (frames :usym spec stacks)]
+                        (.ifPresent (ProcessHandle/of pid)
+                                    (fn [^ProcessHandle p] (.destroyForcibly p)))
+                        (is (fixture/eventually
+                             #(some (fn [text] (str/includes? text "no process has the file"))
+                                    (frames :usym spec stacks))))
+                        (is (= (filter (of program "libw.so") before)
+                               (filter (of program "libw.so")
+                                       (frames [:usym (str dir)] spec stacks))))
+                        (is (= (filter (of program) before)
+                               (filter (of program "libw.so")
+                                       (frames [:usym (in-dir program)] spec stacks)))))))))))
+          (finally
+            (run! #(.delete ^java.io.File %) (reverse (file-seq dir)))))))))
+
 (kernel-test v2-enums-of-the-kernel
   (testing "enums of the kernel are found by name, or by one of their values"
     (is (= "BPF_MAP_TYPE_HASH" (shown [:enum :bpf_map_type] :u32 1)))
@@ -358,7 +466,9 @@
       "The hint enum must have one parameter, an enum, got :enum: such as [flags {SYN 1 ACK 2}] or [flags BPF_F_NO_PREALLOC]"
       {:a [:hex 2]} [:struct [:a :u32]] "The hint hex must have no parameter, got [:hex 2]"
       {:a [:usym -1]} [:struct [:a :u64]]
-      "The hint usym must have the process: a pid, or the field that has it, got [:usym -1]: such as [usym 4711] or [usym key.pid]"
+      "The hint usym must have the process: a pid, the field that has it, or a file, got [:usym -1]: such as [usym 4711], [usym key.pid] or [usym \"/usr/bin/app\"]"
+      {:a [:usym "/no/such/file"]} [:struct [:a :u64]]
+      "The file of the hint usym must be an ELF file, or a directory with ELF files, got \"/no/such/file\""
       {:a :hex "a" :octal} [:struct [:a :u32]] "The field a must have one hint, got 2"
       {:a 7} [:struct [:a :u32]]
       (str "Unknown hint 7: the hints are " (str/join ", " (map name (keys display/hints))))

@@ -123,9 +123,10 @@
            "ipv6, ksym, ktime, ktime-boot, mac, ms, ns, octal, pid, pid-tgid, port,"
            "port-be, s, size, syscall, us, user and usym. Some have a parameter: '[flags"
            "{SYN 1 ACK 2}]', '[enum bpf_map_type]' (an enum of the map or the kernel, or"
-           "one of its values), '[usym 4711]' (a pid) or '[usym key.pid]' (the field that"
-           "has it). --inner prints the entries of inner maps, with the key of the outer"
-           "map as OUTER; key and value types are for the inner maps then."
+           "one of its values), '[usym 4711]' (a pid), '[usym key.pid]' (the field that"
+           "has it) or '[usym \"/usr/bin/app\"]' (a file, or a directory with files)."
+           "--inner prints the entries of inner maps, with the key of the outer map as"
+           "OUTER; key and value types are for the inner maps then."
            "With several REF, a REF with * or ?, or --held-by, prints each of the maps"
            "below a heading. One that is missing or cannot be read is reported, with exit"
            "code 1. REF is required without --held-by."]

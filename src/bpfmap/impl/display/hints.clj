@@ -236,18 +236,30 @@
   (when-let [n (unsigned-of x node)]
     (named (text/hex n nil) ((:kernel-symbol host) n))))
 
-(defn- user-symbol [x node pid host]
+(defn- file-parameter?
+  "Returns true for the parameter of a hint that is the path of a file."
+  [x]
+  (and (string? x) (str/includes? x "/")))
+
+(defn- user-symbol
+  "Shows an address of code; `process` is a pid, the path of a file, or nil."
+  [x node process host]
   (if (map? x)
     (let [{:keys [status build-id offset]} x]
       (case status
         :valid (let [id (str/replace (str build-id) " " "")]
                  (named (str "build id " id "+" (text/hex offset nil))
-                        ((:build-id-symbol host) id offset)))
-        :ip (user-symbol offset nil pid host)
+                        (let [of-file (when (file-parameter? process)
+                                        ((:file-symbol host) process id offset))]
+                          (if (:name of-file) of-file ((:build-id-symbol host) id offset)))))
+        :ip (user-symbol offset nil process host)
         nil))
     (when-let [n (unsigned-of x node)]
       (named (text/hex n nil)
-             (if pid ((:user-symbol host) pid n) {:missing "no process given"})))))
+             (cond
+               (nil? process) {:missing "no process given"}
+               (file-parameter? process) ((:file-symbol host) process nil n)
+               :else ((:user-symbol host) process n))))))
 
 ;; --- the table
 
@@ -332,7 +344,8 @@
                  :fits (integer-of 8) :show kernel-symbol}
           :usym {:meaning "an address in a process, by the symbols of its ELF files"
                  :of "an integer or pointer of 8 bytes, or a frame with a build id"
-                 :parameter :optional :parameter-is "the process: a pid, or the field that has it"
+                 :parameter :optional
+                 :parameter-is "the process: a pid, the field that has it, or a file"
                  :pid true
                  :fits code-address :show user-symbol}}]
      [name row])))
@@ -361,7 +374,7 @@
       (and (map? x) (every? ident? (keys x)) (every? integer? (vals x)))))
 
 (defn- pid-parameter? [x]
-  (if (integer? x) (pos? x) (some? (field-path/path-of x))))
+  (if (integer? x) (pos? x) (or (file-parameter? x) (some? (field-path/path-of x)))))
 
 (defn parse
   "Returns a hint as `[name parameter]`; throws `:invalid-value` if it is none.
@@ -379,7 +392,8 @@
                 (invalid (str "The hint " (text-of hint-name) " must have " what ", got "
                               (error/printed hint))
                          (cond enum? "such as [flags {SYN 1 ACK 2}] or [flags BPF_F_NO_PREALLOC]"
-                               pid? "such as [usym 4711] or [usym key.pid]")
+                               pid? (str "such as [usym 4711], [usym key.pid] or"
+                                         " [usym \"/usr/bin/app\"]"))
                          []))]
     (cond
       (or (not (keyword? hint-name)) (nil? row))
@@ -629,11 +643,11 @@
                           path))))))
 
 (defn- pid-getter
-  "Returns a function from an entry to the pid of a hint; nil if it has none."
+  "Returns a function from an entry to the pid or file of a hint, or nil."
   [given sides]
   (cond
     (nil? given) nil
-    (integer? given) (constantly given)
+    (or (integer? given) (file-parameter? given)) (constantly given)
     :else (let [[side keys _] (find-field sides (field-path/path-of given))]
             (fn [entry]
               (when-let [n (number-of (value-at (get entry side) keys) nil)]
@@ -644,6 +658,10 @@
   "Returns a function of a value and its entry that shows the value."
   [{:keys [show] whole? :whole enum? :enum pid? :pid} given node
    {:keys [host] :as context} sides path]
+  (when (and pid? (file-parameter? given) (empty? ((:elf-files host) given)))
+    (throw (invalid (str "The file of the hint usym must be an ELF file, or a directory with ELF"
+                         " files, got " (error/printed given))
+                    nil path)))
   (let [values (when enum? (enum-values given node context path))
         pid-of (when pid? (pid-getter given sides))
         one (fn [x entry]

@@ -167,4 +167,6 @@
    :enum (kernel-enum)
    :kernel-symbol (symbols/kernel-resolver)
    :user-symbol (remembered (symbols/user-resolver))
-   :build-id-symbol (remembered (symbols/build-id-resolver))})
+   :build-id-symbol (remembered (symbols/build-id-resolver))
+   :elf-files symbols/files-at
+   :file-symbol (remembered (symbols/file-resolver))})

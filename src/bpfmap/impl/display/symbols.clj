@@ -254,6 +254,43 @@
                           [id [readable (file-name path)]]))))
     (into {} (remove nil?) (vals seen))))
 
+;; --- files that the user names
+
+(def ^:private et-exec "The type of ELF files whose addresses do not move." 2)
+
+(defn files-at
+  "Returns the ELF files of a path, which can be a directory, as `[name file]`.
+
+  For processes that have ended, or for files that no process has mapped.
+
+      (files-at \"/usr/bin/ls\") ;=> ([\"ls\" {:build-id \"15dfff3239aa7c3b16a71e6b2e3b6e4009dab998\" …}])"
+  [path]
+  (let [file (File. (str path))]
+    (for [^File f (if (.isDirectory file) (sort (.listFiles file)) [file])
+          :when (.isFile f)
+          :let [found (read-file (str f))]
+          :when found]
+      [(.getName f) found])))
+
+(defn file-resolver
+  "Returns the resolver of a path with ELF files, a build id or nil, and a number.
+
+  The number is an offset in the file with the build id. Without a build id, it is an address, which
+  only tells the functions of files that are not position-independent.
+
+      ((file-resolver) \"/root/app\" \"15dfff…\" 0x11a0) ;=> {:name \"own_static+0x17 (app)\"}"
+  []
+  (let [files (memoize #(doall (take most-files (files-at %))))]
+    (fn [path build-id n]
+      (or (some (fn [[file-name {:keys [elf] :as file}]]
+                  (let [offset (cond
+                                 build-id (when (= build-id (:build-id file)) n)
+                                 (= et-exec (:file-type elf))
+                                 (elf/address->offset elf (.longValue (biginteger n))))]
+                    (when offset {:name (place-in file file-name offset)})))
+                (files path))
+          {:missing (str "not in " path)}))))
+
 (defn build-id-resolver
   "Returns the resolver of a build id and an offset in the file.
 
