@@ -47,13 +47,16 @@
   [config]
   (select-keys (collecting/check config) [:problems :missing]))
 
-(deftype ^:no-doc Collector [collection]
+(defn- snapshots
+  "Returns the snapshots of a new reading; none of a closed collection."
+  ^MetricSnapshots [collection]
+  (let [^Collection found (or (collecting/collect collection #(into [] (keep snapshot/snapshot) %))
+                              [])]
+    (MetricSnapshots. found)))
+
+(deftype ^:no-doc Collector [collection scrape]
   MultiCollector
-  (collect [_]
-    (let [^Collection found (or (collecting/collect collection
-                                                    #(into [] (keep snapshot/snapshot) %))
-                                [])]
-      (MetricSnapshots. found)))
+  (collect [_] (scrape))
   (getMetricFamilyDescriptors [_]
     (mapv snapshot/descriptor (collecting/descriptions (:config collection))))
   Closeable
@@ -67,10 +70,11 @@
 (defn collector
   "Returns a `MultiCollector` for a config.
 
-  Close it. It reads the maps at each scrape. Maps may come, go and be replaced under their pins: the metric `bpfmap_up` has the state of each.
-  Maps are open only during a scrape. While a collector is open, the kernel measures the run time of
-  programs, unless `:host` of the config leaves them out. Several threads may scrape; a scrape waits
-  for the one before. A closed collector has no metrics.
+  Close it. It reads the maps at each scrape. Maps may come, go and be replaced under their pins:
+  the metric `bpfmap_up` has the state of each. Maps are open only during a scrape. While a
+  collector is open, the kernel measures the run time of programs, unless `:host` of the config
+  leaves them out. Several threads may scrape: those that wait for the reading in progress share the
+  next one. A closed collector has no metrics.
 
   The option `:on-change` is a function of `{:map :up :message}`, called when the state of a map
   changes. Throws `:invalid-value` with all problems under `:bpfmap/problems` for an invalid config.
@@ -83,7 +87,8 @@
    (let [{:keys [config problems]} (config/checked config)]
      (when (seq problems)
        (throw (config/refusal problems)))
-     (Collector. (collecting/start config {:on-change on-change})))))
+     (let [collection (collecting/start config {:on-change on-change})]
+       (Collector. collection (collecting/sharing #(snapshots collection)))))))
 
 (defn register!
   "Registers a [[collector]] for a config in a registry, and returns it.

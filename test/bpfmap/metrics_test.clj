@@ -6,6 +6,7 @@
             [bpfmap.fixture :as fixture :refer [error-of kernel-test]]
             [bpfmap.impl.kernel.call :as call]
             [bpfmap.metrics :as metrics]
+            [bpfmap.metrics.collecting :as collecting]
             [bpfmap.metrics.config :as config]
             [bpfmap.prog :as prog]
             [clojure.edn :as edn]
@@ -617,6 +618,33 @@
                     (doall (repeatedly 10 #(let [samples (scrape c)]
                                              [(exposition/values-of samples "m")
                                               (count (get samples "n"))])))))))))))
+
+(deftest waiting-scrapes-share-a-reading
+  (testing "threads that wait are all answered by the next call, which began after they came"
+    (let [calls (atom 0)
+          begun (promise)
+          go-on (promise)
+          shared (collecting/sharing (fn []
+                                       (let [n (swap! calls inc)]
+                                         (deliver begun true)
+                                         @go-on
+                                         n)))
+          results (repeatedly 11 promise)
+          threads (for [result results] (delay (fixture/thread #(deliver result (shared)))))]
+      @(first threads)
+      @begun
+      (run! deref (rest threads))
+      (is (fixture/eventually #(every? (fn [t] (= Thread$State/BLOCKED (.getState ^Thread @t)))
+                                       (rest threads)))
+          "the others wait")
+      (deliver go-on true)
+      (is (= (cons 1 (repeat 10 2)) (map #(deref % fixture/patience :late) results)))
+      (is (= 3 (shared)) "a result that nobody waited for is not used again")))
+  (testing "a call that fails is not shared"
+    (let [shared (collecting/sharing (let [n (atom 0)]
+                                       #(if (= 1 (swap! n inc)) (throw (ex-info "no" {})) @n)))]
+      (is (= "no" (:message (error-of (shared)))))
+      (is (= 2 (shared))))))
 
 ;; --- the host
 

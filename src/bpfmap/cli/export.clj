@@ -52,11 +52,11 @@
       "INT" #(deliver ended true)
       "TERM" #(deliver ended true)}
      (fn []
-       (let [{:keys [url page] :as started} (start file complain-change)]
+       (let [{:keys [url paged] :as started} (start file complain-change)]
          (try
            (deliver exporter started)
            (println "Metrics are at" url)
-           (when page
+           (when paged
              (println "The page is at" (str/replace url #"metrics$" "")))
            (flush)
            @ended

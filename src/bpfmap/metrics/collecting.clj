@@ -11,6 +11,7 @@
   (:import (bpfmap.metrics.metric Series)
            (clojure.lang ExceptionInfo)
            (java.io Closeable)
+           (java.util.concurrent.atomic AtomicInteger AtomicLong)
            (java.util.function DoubleUnaryOperator)))
 
 (set! *warn-on-reflection* true)
@@ -121,6 +122,34 @@
             families (into (vec (mapcat :families readings)) (read-host collection))]
         (tell-changes collection by-text)
         (f (into families (own-families by-text families)))))))
+
+(defn sharing
+  "Returns a function that calls f, and shares results among waiting threads.
+
+  One thread at a time calls f. A thread that waited takes the result of a call that began after it
+  came. So scrapes that take longer than the time between them do not queue up: all that wait, also
+  for clients that are gone, are answered by one reading.
+
+      ((sharing (fn [] 1))) ;=> 1"
+  [f]
+  (let [begun (AtomicLong.)
+        waiting (AtomicInteger.)
+        lock (Object.)
+        latest (volatile! nil)]
+    (fn []
+      (let [before (.get begun)]
+        (.incrementAndGet waiting)
+        (locking lock
+          (let [others? (pos? (.decrementAndGet waiting))
+                {:keys [number result]} @latest]
+            (if (and number (< before (long number)))
+              (do
+                (when-not others? (vreset! latest nil))
+                result)
+              (let [number (.incrementAndGet begun)
+                    result (f)]
+                (vreset! latest (when (pos? (.get waiting)) {:number number :result result}))
+                result))))))))
 
 (defn close
   "Ends a collection, after the reading in progress."

@@ -49,57 +49,65 @@
 (defn- page-of
   "Returns a function that starts the page, for `bpfmap.metrics.server/start`."
   [state]
-  (fn [{:keys [password loopback]}]
+  (fn [{:keys [http loopback]}]
     (let [metrics-of (fn [row] (watched/metrics-of (:config @state) row))
-          shown (:page (:http (:config @state)))]
-      (when-not (false? shown)
-        (let [started (page/start
-                       {:host (readings/source)
-                        :map-source (fn [row params]
-                                      (watched/source (:id row) #(metrics-of row) params))
-                        :metrics-of metrics-of
-                        :all (or (= :all shown) (and password (nil? shown)))
-                        :loopback loopback})]
-          (assoc started :handle #(page/handle started %) :close #(page/stop started)))))))
+          all? #(let [{:keys [page basic-auth]} (http)]
+                  (or (= :all page) (and basic-auth (nil? page))))
+          started (page/start
+                   {:host (readings/source)
+                    :map-source (fn [row params]
+                                  (watched/source (:id row) #(metrics-of row) params))
+                    :metrics-of metrics-of
+                    :all all?
+                    :loopback loopback})]
+      (assoc started
+             :handle #(when-not (false? (:page (http))) (page/handle started %))
+             :renew #(page/end-streams started)
+             :close #(page/stop started)))))
 
 (defn start
   "Serves the config of a file; the result is for [[reload]] and [[stop]].
 
-  `:url` has the address. `on-change` is as of `bpfmap.metrics/collector`. Throws the errors of
+  `:url` has the address, and `:paged` is true if the page is served. `on-change` is as of `bpfmap.metrics/collector`. Throws the errors of
   reading the config and of starting the server; nothing stays open then."
   [file on-change]
   (let [config (config-file/read-config file)
         options {:on-change on-change}
         collection (collecting/start config options)
         state (atom {:collection collection :config config :good true :loaded (seconds-now)})
-        registry (PrometheusRegistry.)]
-    (.register registry (reify MultiCollector (collect [_] (collect state))))
+        registry (PrometheusRegistry.)
+        scrape (collecting/sharing #(collect state))]
+    (.register registry (reify MultiCollector (collect [_] (scrape))))
     (try
-      (merge {:file file :options options :state state}
+      (merge {:file file :options options :state state :paged (not (false? (:page (:http config))))}
              (server/start registry (:http config) (page-of state)))
       (catch Throwable e
         (collecting/close collection)
         (throw e)))))
 
 (defn reload
-  "Reads the config again; returns a text about what happened.
+  "Reads the config and its files again; returns a text about what happened.
 
-  An invalid config is not used: the one before stays. Where the server listens does not change. The
-  files of keys and passwords are read again."
-  [{:keys [file options state] :as export}]
-  (try
-    (let [config (config-file/read-config file)
-          _ (server/reload export)
-          collection (collecting/start config options)
-          {former :collection former-config :config} @state]
-      (swap! state assoc :collection collection :config config :good true :loaded (seconds-now))
-      (collecting/close former)
-      (str "The config " (error/printed file) " was read again"
-           (when (not= (:http config) (:http former-config))
-             "; restart to use its new :http")))
-    (catch ExceptionInfo e
-      (swap! state assoc :good false)
-      (str (ex-message e) "; the config before it stays in use"))))
+  An invalid config is not used: the one before stays. A new `:http` is not used if the server
+  would have to listen in another way."
+  [{:keys [file options state page] :as export}]
+  (locking state
+    (try
+      (let [config (config-file/read-config file)
+            {:keys [restart] use-http :use} (server/prepare export (:http config))
+            collection (collecting/start config options)
+            {former :collection former-config :config} @state]
+        (swap! state assoc :collection collection :config config :good true :loaded (seconds-now))
+        (use-http)
+        (when (not= config former-config)
+          ((:renew page))) ; clients may see other maps than before
+        (collecting/close former)
+        (str "The config " (error/printed file) " was read again"
+             (when (seq restart)
+               (str ", but its :http is not in use: restart to " (error/list-of restart "and")))))
+      (catch ExceptionInfo e
+        (swap! state assoc :good false)
+        (str (ex-message e) "; the config before it stays in use")))))
 
 (defn stop
   "Stops the server, and closes the collection."

@@ -34,24 +34,29 @@
   "Returns the page of an exporter; [[stop]] it.
 
   `:host` is the source of readings of all maps, and `(map-source row params)` returns the source of
-  one map. `:all` is true if the entries of every map are shown; otherwise a map must have metrics
-  in the config, `(metrics-of row)`. `:loopback` is true if the server listens at a loopback
+  one map. `(all)` returns true if the entries of every map are shown; otherwise a map must have
+  metrics in the config, `(metrics-of row)`. `:loopback` is true if the server listens at a loopback
   address."
   [{:keys [host map-source metrics-of all loopback]}]
   (let [timer (stream/timer)
         maps (shared/table most-maps idle (fn [{:keys [row params]}] (map-source row params)))
         page {:metrics-of metrics-of :all all :loopback loopback
-              :timer timer :stop (promise)
+              :timer timer :stop (atom (promise))
               :host host :maps maps
               :streams (Semaphore. most-streams) :answers (Semaphore. most-answers)}]
     (.scheduleWithFixedDelay ^ScheduledThreadPoolExecutor timer ^Runnable #(shared/sweep maps)
                              (long idle) (long idle) TimeUnit/MILLISECONDS)
     page))
 
+(defn end-streams
+  "Ends the streams of a page; browsers connect again."
+  [{:keys [stop]}]
+  (deliver (first (reset-vals! stop (promise))) true))
+
 (defn stop
-  "Ends the streams of a page."
-  [{:keys [stop ^ScheduledThreadPoolExecutor timer]}]
-  (deliver stop true)
+  "Stops a page, and ends its streams."
+  [{:keys [^ScheduledThreadPoolExecutor timer] :as page}]
+  (end-streams page)
   (.shutdown timer))
 
 ;; --- answers
@@ -146,7 +151,7 @@
 (defn- shown?
   "Returns true if the entries of a map are shown."
   [{:keys [all metrics-of]} row]
-  (boolean (or all (seq (metrics-of row)))))
+  (boolean (or (all) (seq (metrics-of row)))))
 
 (defn- with-source
   "Calls f with the source of a map; answers 503 if too many maps are watched."

@@ -4,8 +4,9 @@
   (:require [bpfmap.error :as error]
             [bpfmap.metrics.credentials :as credentials]
             [clojure.string :as str])
-  (:import (com.sun.net.httpserver Authenticator BasicAuthenticator HttpExchange HttpHandler
-                                   HttpServer HttpsConfigurator HttpsServer)
+  (:import (com.sun.net.httpserver Authenticator Authenticator$Success BasicAuthenticator
+                                   HttpExchange HttpHandler HttpServer HttpsConfigurator
+                                   HttpsServer)
            (io.prometheus.metrics.exporter.httpserver MetricsHandler)
            (io.prometheus.metrics.model.registry PrometheusRegistry)
            (java.io IOException)
@@ -25,11 +26,11 @@
 ;; --- TLS and passwords
 
 (defn- current-tls
-  "Returns a configurator of TLS by the current SSLContext of `credentials`.
+  "Returns a configurator of TLS by the SSLContext in use.
 
   The JDK's server looks up its SSLContext once, so this one makes engines by the current one."
-  ^HttpsConfigurator [credentials]
-  (let [current (fn ^SSLContext [] (:tls @credentials))
+  ^HttpsConfigurator [in-use]
+  (let [current (fn ^SSLContext [] (:tls (:credentials @in-use)))
         spi (proxy [SSLContextSpi] []
               (engineInit [_ _ _])
               (engineGetSocketFactory [] (.getSocketFactory ^SSLContext (current)))
@@ -50,12 +51,22 @@
   [^String a ^String b]
   (MessageDigest/isEqual (.getBytes a StandardCharsets/UTF_8) (.getBytes b StandardCharsets/UTF_8)))
 
-(defn- password-check ^Authenticator [credentials]
-  (proxy [BasicAuthenticator] ["bpfmap"]
-    (checkCredentials [given-user given]
-      (let [{:keys [user password]} (:basic-auth @credentials)
-            user? (same-text? user given-user)]
-        (and (same-text? password given) user?)))))
+(defn- password-check
+  "Returns the authenticator for the user and the password in use.
+
+  Everybody is let in while there is none."
+  ^Authenticator [in-use]
+  (let [current #(:basic-auth (:credentials @in-use))
+        basic (proxy [BasicAuthenticator] ["bpfmap"]
+                (checkCredentials [given-user given]
+                  (let [{:keys [user password] :as known} (current)
+                        user? (and known (same-text? user given-user))]
+                    (and known (same-text? password given) user?))))]
+    (proxy [Authenticator] []
+      (authenticate [exchange]
+        (if (current)
+          (.authenticate ^Authenticator basic exchange)
+          (Authenticator$Success. nil))))))
 
 ;; --- the server
 
@@ -88,7 +99,7 @@
         (let [path (.getPath (.getRequestURI exchange))]
           (cond
             (not= "/metrics" path)
-            (when-not (and page ((:handle page) exchange))
+            (when-not ((:handle page) exchange)
               (answer exchange 404 "Not found: the metrics are at /metrics\n"))
 
             (#{"GET" "HEAD"} (.getRequestMethod exchange))
@@ -147,40 +158,52 @@
 (defn start
   "Starts a server of a registry and returns it with its `:url`; [[stop]] it.
 
-  `http` is the part of a checked config. `start-page` gets `:password`, whether clients need one,
-  and `:loopback`, whether the address is one, and returns what answers other requests: `:handle`, a
-  function of an exchange that returns true if it answers, and `:close`; or nil.
+  `http` is the part of a checked config. `start-page` is a function of `:http`, a function that
+  returns the part in use, and of `:loopback`, whether the address is one. It returns what answers
+  other requests: `:handle`, a function of an exchange that returns true if it answers, and
+  `:close`.
   Throws `:busy` if the port is taken, and `:io`, `:permission` or `:invalid-value` for files and
   hosts that cannot be used."
   [registry http start-page]
-  (let [{:keys [host port tls basic-auth] :as http} (merge defaults http)
+  (let [{:keys [host port tls] :as http} (merge defaults http)
         inet-address (address host)
-        credentials (atom (credentials/load http))
-        https (when tls (current-tls credentials))
-        authenticator (when basic-auth (password-check credentials))
+        in-use (atom {:http http :credentials (credentials/load http)})
+        https (when tls (current-tls in-use))
         server (listen inet-address host port https)
-        page (start-page {:password (some? basic-auth)
-                          :loopback (.isLoopbackAddress inet-address)})
+        page (start-page {:http #(:http @in-use) :loopback (.isLoopbackAddress inet-address)})
         threads (threads)]
     (.setExecutor server threads)
-    (let [context (.createContext server "/"
-                                  (handler (MetricsHandler. ^PrometheusRegistry registry) page))]
-      (when authenticator (.setAuthenticator context authenticator)))
+    (let [metrics (MetricsHandler. ^PrometheusRegistry registry)]
+      (.setAuthenticator (.createContext server "/" (handler metrics page)) (password-check in-use)))
     (.start server)
-    {:server server :threads threads :page page :http http :credentials credentials
+    {:server server :threads threads :page page :in-use in-use
      :url (url https inet-address (.getPort (.getAddress server)))}))
 
-(defn reload
-  "Reads the files of keys and passwords again, for connections that come later.
+(defn- restarts
+  "Returns what needs a restart to get from one `:http` to another."
+  [{:keys [host port tls]} now]
+  (cond-> []
+    (not= host (:host now)) (conj "change :host")
+    (not= port (:port now)) (conj "change :port")
+    (and tls (not (:tls now))) (conj "remove :tls")
+    (and (:tls now) (not tls)) (conj "add :tls")))
 
-  Throws as [[start]] does for a file that cannot be used; then the former contents stay."
-  [{:keys [http credentials]}]
-  (reset! credentials (credentials/load http)))
+(defn prepare
+  "Reads the files of a new `:http`, and returns `{:use function :restart texts}`.
+
+  `:use` makes it the part in use. If something in it needs a restart, `:use` changes nothing, so
+  that a password is not removed while the address stays; `:restart` has what to change.
+  Throws as [[start]] does for a file that cannot be used."
+  [{:keys [in-use]} http]
+  (let [http (merge defaults http)
+        renewed {:http http :credentials (credentials/load http)}
+        restart (restarts (:http @in-use) http)]
+    {:restart restart
+     :use #(when (empty? restart) (reset! in-use renewed))}))
 
 (defn stop
   "Stops a server, and ends what its clients are waiting for."
   [{:keys [^HttpServer server ^ExecutorService threads page]}]
-  (when page
-    ((:close page)))
+  ((:close page))
   (.stop server 0)
   (.shutdownNow threads))

@@ -410,11 +410,99 @@
                    (export/reload e)))
             (write (assoc renamed :http {:port 1}))
             (is (= (str "The config " (pr-str (:file e))
-                        " was read again; restart to use its new :http")
+                        " was read again, but its :http is not in use: restart to change :port")
                    (export/reload e)))
             (is (= {{} 1.0} (value "bpfmap_config_last_reload_successful")))
             (deliver stop true)
             (is (= #{[200 true]} (set @scraping)))))))))
+
+(defn- basic [text]
+  {"Authorization" (str "Basic " (.encodeToString (Base64/getEncoder) (.getBytes ^String text)))})
+
+(defn- http-changer
+  "Returns a function that reloads an export with another `:http`, and returns what it reports."
+  [e dir]
+  (fn [http]
+    (file-in dir "metrics.edn" (pr-str {:http http :host false :metrics []}))
+    (str/replace (export/reload e) (str "The config " (pr-str (:file e)) " was read again") "read")))
+
+(kernel-test reload-of-passwords
+  (testing "a user and a password are added, changed and removed by a reload"
+    (with-directory [dir]
+      (let [a (private-file dir "a" "one") b (private-file dir "b" "two")]
+        (with-export [e dir {:http {:port 0} :host false :metrics []}]
+          (let [reload (http-changer e dir)
+                statuses (fn []
+                           (for [headers [{} (basic "x:one") (basic "x:two") (basic "y:two")]]
+                             (:status (fetched (:url e) {:headers headers}))))]
+            (is (= [200 200 200 200] (statuses)))
+            (is (= "read" (reload {:port 0 :basic-auth {:user "x" :password-file a}})))
+            (is (= [401 200 401 401] (statuses)))
+            (is (= "read" (reload {:port 0 :basic-auth {:user "x" :password-file b}})))
+            (is (= [401 401 200 401] (statuses)))
+            (is (= "read" (reload {:port 0 :basic-auth {:user "y" :password-file b}})))
+            (is (= [401 401 401 200] (statuses)))
+            (testing "a file that cannot be read, and an address that needs a restart, change nothing"
+              (is (= (str "Cannot read the file of the password \"/no/such\": there is no such file; "
+                          "the config before it stays in use")
+                     (reload {:port 0 :basic-auth {:user "x" :password-file "/no/such"}})))
+              (is (= "read, but its :http is not in use: restart to change :host and change :port"
+                     (reload {:port 1 :host "localhost"})))
+              (is (= [401 401 401 200] (statuses))))
+            (is (= "read" (reload {:port 0})))
+            (is (= [200 200 200 200] (statuses)))))))))
+
+(kernel-test reload-of-page
+  (testing "a reload takes a new :page, and a client that is connected does not see more than a new one"
+    (with-directory [dir]
+      (with-open [m ^Closeable (counts {1 5})]
+        (with-export [e dir {:http {:port 0 :page :all} :host false :metrics []}]
+          (let [reload (http-changer e dir)
+                at #(str (str/replace (:url e) "/metrics" "/maps/") (:id (bpf/info m)) %)
+                client (HttpClient/newHttpClient)
+                response (.send client (.build (HttpRequest/newBuilder (URI. (at "/events"))))
+                                (HttpResponse$BodyHandlers/ofLines))
+                statuses #(mapv (comp :status fetched) [(at "") (at "/events")])]
+            (is (= [200 200] [(:status (fetched (at ""))) (.statusCode response)]))
+            (is (= "read" (reload {:port 0})))
+            (is (nat-int? (deref (future (.count ^java.util.stream.Stream (.body response)))
+                                 fixture/patience nil))
+                "the stream ends")
+            (.close client)
+            (is (= [200 404] (statuses)) "the entries are not shown")
+            (is (= "read" (reload {:port 0 :page false})))
+            (is (= [404 404] (statuses)))
+            (is (= "read" (reload {:port 0 :page true})))
+            (is (= [200 404] (statuses)))))))))
+
+(kernel-test reload-of-tls
+  (testing "a reload takes other files of keys, also in the other form"
+    (with-directory [dir]
+      (let [pairs (new-pairs dir ["RSA" "EC"])
+            [rsa ec] (for [[n {:keys [certificate key]}] (map-indexed vector pairs)]
+                       {:certificate (file-in dir (str "cert" n) certificate)
+                        :key (private-file dir (str "key" n) key)})
+            store {:keystore (str (io/file dir "store.p12"))
+                   :password-file (private-file dir "password" "changeit")}]
+        (keytool "-genkeypair" "-alias" "x" "-keyalg" "EC" "-dname" "CN=store" "-storetype" "PKCS12"
+                 "-storepass" "changeit" "-keystore" (:keystore store))
+        (with-export [e dir {:http {:port 0 :tls rsa} :host false :metrics []}]
+          (let [reload (http-changer e dir)]
+            (doseq [[tls names] [[ec ["CN=EC" "CN=RSA"]] [store ["CN=store"]] [rsa ["CN=RSA"]]]]
+              (is (= "read" (reload {:port 0 :tls tls})))
+              (is (= names (served-names (:url e)))))
+            (is (= "read, but its :http is not in use: restart to remove :tls" (reload {:port 0})))
+            (is (= ["CN=RSA"] (served-names (:url e))))
+            (is (= (str "The key " (pr-str (:key rsa)) " does not belong to the first certificate in "
+                        (pr-str (:certificate ec))
+                        ": the certificate of the server must come before others"
+                        "; the config before it stays in use")
+                   (reload {:port 0 :tls (assoc ec :key (:key rsa))})))
+            (is (= ["CN=RSA"] (served-names (:url e))))))
+        (with-export [e dir {:http {:port 0} :host false :metrics []}]
+          (is (= "read, but its :http is not in use: restart to add :tls"
+                 ((http-changer e dir) {:port 0 :tls rsa})))
+          (is (= 200 (:status (fetched (:url e))))))))))
 
 ;; --- the command
 
@@ -460,30 +548,77 @@
                                                        (str/split classpath #":")))
                                  [(file-in dir "c.edn" "{:host true}")])))))))
 
+(defn- with-process
+  "Calls f with the first line of output of an exporter in a process of its own, with a function
+  that sends it a signal, and with one that returns its stderr. Returns its exit code after TERM."
+  [dir file f]
+  (let [err (io/file dir "err")
+        ;; The run of the tests may ignore SIGHUP, as nohup makes it, and its children too.
+        process (.start (doto (ProcessBuilder.
+                               ^List (into ["env" "--default-signal"] (command classpath file)))
+                          (.redirectError err)))
+        signal #(fixture/run ["kill" (str "-" %) (str (.pid process))])]
+    (try
+      (f (str (.readLine ^BufferedReader (io/reader (.getInputStream process))))
+         signal
+         #(slurp err))
+      (signal "TERM")
+      (is (.waitFor process (long fixture/patience) TimeUnit/MILLISECONDS))
+      (.exitValue process)
+      (finally (.destroyForcibly process)))))
+
+(kernel-test https-as-a-process
+  (testing "on SIGHUP, a process with HTTPS takes other files and a password"
+    (with-directory [dir]
+      (let [[rsa ec] (for [[n {:keys [certificate key]}]
+                           (map-indexed vector (new-pairs dir ["RSA" "EC"]))]
+                       {:certificate (file-in dir (str "cert" n) certificate)
+                        :key (private-file dir (str "key" n) key)})
+            secret (private-file dir "password" "one")
+            file (str (io/file dir "metrics.edn"))
+            write #(spit file (pr-str {:http (merge {:port 0} %) :host false :metrics []}))
+            status #(:status (fetched (str/replace % "127.0.0.1" "localhost")
+                                      {:ssl (trusting-all) :headers %2}))
+            chain ["CN=EC" "CN=RSA"]
+            again (str "bpfmap: The config " (pr-str file) " was read again")]
+        (write {:tls rsa})
+        (is (= 0 (with-process
+                   dir file
+                   (fn [line signal err]
+                     (let [[_ url] (re-matches
+                                    #"Metrics are at (https://127\.0\.0\.1:\d+/metrics)" line)]
+                       (is url (str line (err)))
+                       (is (= [["CN=RSA"] 200] [(served-names url) (status url {})]))
+                       (write {:tls ec :basic-auth {:user "x" :password-file secret}})
+                       (signal "HUP")
+                       (is (fixture/eventually #(= chain (served-names url))))
+                       (is (= [401 200] [(status url {}) (status url (basic "x:one"))]))
+                       (write {:tls rsa :port 1})
+                       (signal "HUP")
+                       (is (fixture/eventually
+                            #(= (str again "\n" again
+                                     ", but its :http is not in use: restart to change :port\n")
+                                (err))))
+                       (is (= [chain 401] [(served-names url) (status url {})])))))))))))
+
 (kernel-test runs-as-a-process
   (testing "the process serves, reads its config again on SIGHUP, and ends on SIGTERM with 0"
     (with-directory [dir]
       (with-open [m ^Closeable (counts {1 5})]
         (let [file (file-in dir "metrics.edn" (pr-str (config-for m)))
-              err (io/file dir "err")
-              ;; The run of the tests may ignore SIGHUP, as nohup makes it, and its children too.
-              process (.start (doto (ProcessBuilder.
-                                     ^List (into ["env" "--default-signal"] (command classpath file)))
-                                (.redirectError err)))
-              signal #(fixture/run ["kill" (str "-" %) (str (.pid process))])
               until fixture/eventually]
-          (try
-            (let [line (.readLine ^BufferedReader (io/reader (.getInputStream process)))
-                  [_ url] (re-matches #"Metrics are at (http://127\.0\.0\.1:\d+/metrics)" (str line))
-                  has? (fn [name] (re-find (re-pattern (str "(?m)^" name "\\{")) (:body (fetched url))))]
-              (is url (str line (slurp err)))
-              (is (has? "m"))
-              (spit file (pr-str (assoc-in (config-for m) [:metrics 0 :name] "other")))
-              (signal "HUP")
-              (is (until #(has? "other")))
-              (is (until #(= (slurp err)
-                             (str "bpfmap: The config " (pr-str file) " was read again\n"))))
-              (signal "TERM")
-              (is (.waitFor process (long fixture/patience) TimeUnit/MILLISECONDS))
-              (is (= 0 (.exitValue process))))
-            (finally (.destroyForcibly process))))))))
+          (is (= 0 (with-process
+                     dir file
+                     (fn [line signal err]
+                       (let [[_ url] (re-matches
+                                      #"Metrics are at (http://127\.0\.0\.1:\d+/metrics)" line)
+                             has? (fn [name]
+                                    (re-find (re-pattern (str "(?m)^" name "\\{"))
+                                             (:body (fetched url))))]
+                         (is url (str line (err)))
+                         (is (has? "m"))
+                         (spit file (pr-str (assoc-in (config-for m) [:metrics 0 :name] "other")))
+                         (signal "HUP")
+                         (is (until #(has? "other")))
+                         (is (until #(= (err) (str "bpfmap: The config " (pr-str file)
+                                                   " was read again\n"))))))))))))))

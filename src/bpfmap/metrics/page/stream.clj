@@ -84,13 +84,15 @@
 (defn send-views
   "Sends the views of a source to a client until it goes away.
 
-  Ends too when the promise `stop` is delivered, after five minutes, and after a view with `:end`.
+  Ends too when the promise that is in the atom `stop` now is delivered, after five minutes, and
+  after a view with `:end`.
   `(view reading)` returns the view of a reading."
   [^HttpExchange exchange {:keys [timer stop]} source view]
   (.set (.getResponseHeaders exchange) "Content-Type" "text/event-stream; charset=utf-8")
   (.sendResponseHeaders exchange 200 0)
   (let [out (.getResponseBody exchange)
         ends (+ (System/nanoTime) (* 1000000 (long life)))
+        stop @stop
         pause (fn [ms] (waiting/value stop ms ::go-on :page))]
     (try
       (write-text out timer "retry: 3000\n\n")
