@@ -181,7 +181,8 @@
 
   `object` is a result of [[read]], changed or not. In order, its BTF, its maps, and its programs are
   loaded, then the contents of maps that refer to programs. If a step fails, everything is given
-  back: no map, program, pin or descriptor is left.
+  back: no map, program, pin or descriptor is left. If the kernel refuses the BTF, the object is
+  loaded without it; programs that need BTF are rejected then.
 
   | option        | meaning                                                                     |
   |---------------|-----------------------------------------------------------------------------|

@@ -153,9 +153,9 @@
       (let [v (mem/at (mem/elements m) 0)
             wide (mem/at v :wide)
             narrow (mem/at v :narrow)
-            repeats 1000000
-            adds 200000
-            calls 20000
+            repeats (fixture/trials 1000000)
+            adds (fixture/trials 200000)
+            calls (fixture/trials 20000)
             stop (AtomicBoolean.)
             ;; Reads may not go back either.
             reader (fn []

@@ -92,11 +92,11 @@
 (kernel-test l6-list-and-show-full
   (testing "list selects and sorts by FULL, and counts large maps only then"
     (with-open [large ^Closeable (bpf/create {:name "t_full" :type :hash :key :u32
-                                              :value [:array :u8 4096] :max-entries 2000
+                                              :value [:bytes 4096] :max-entries 2000
                                               :flags #{:no-prealloc}})
                 small ^Closeable (bpf/create {:name "t_full" :type :lru-hash :key :u32 :value :u32
                                               :max-entries 64})]
-      (bpf/put-all! large (for [i (range 1950)] [i (vec (repeat 4096 0))]))
+      (bpf/put-all! large (for [i (range 1950)] [i (byte-array 4096)]))
       (bpf/put! small 1 1)
       (is (= [nil nil] ((juxt :entries :full) (row-of large (exec/list {:where "name=t_full"})))))
       (is (= [1 1.6] ((juxt :entries :full) (row-of small (exec/list {:where "name=t_full"})))))
