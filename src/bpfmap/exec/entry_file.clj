@@ -272,7 +272,10 @@
   If a quote is wrong, the last pair has an exception instead of the cells."
   [text]
   (let [count-entry (progress/counter "entries read")
-        newlines (fn [cells] (reduce + 1 (map #(count (filter #{\newline} %)) cells)))]
+        newlines (fn [^String cell]
+                   (loop [n 0 at (.indexOf cell 10)]
+                     (if (neg? at) n (recur (inc n) (.indexOf cell 10 (inc at))))))
+        lines (fn [cells] (reduce (fn [^long n cell] (+ n (long (newlines cell)))) 1 cells))]
     (loop [records (try (seq ((requiring-resolve 'clojure.data.csv/read-csv) text))
                         (catch Exception e e))
            line 1
@@ -283,7 +286,7 @@
         :else (let [cells (first records)]
                 (count-entry)
                 (recur (try (next records) (catch Exception e e))
-                       (+ line (long (newlines cells)))
+                       (+ line (long (lines cells)))
                        (conj! found [line cells])))))))
 
 (defn- csv-problem [^Exception e]
@@ -398,7 +401,8 @@
                            (unreadable file problem)
                            e))))
         check (checker m options)
-        all (into [] (comp (map #(converted (bpf/spec m) keep check %))
+        spec (input/for-many (bpf/spec m))
+        all (into [] (comp (map #(converted spec keep check %))
                            (progress/counting "entries checked"))
                   found)]
     (refuse-problems file all)

@@ -298,9 +298,21 @@
 
 ;; --- keys and values
 
-(defn- node-of [{:keys [types] :as spec} side]
-  (when-some [type (get spec side)]
-    (node/node type types [side])))
+(defn- node-of
+  "Returns the checked type of a side of a spec, or nil."
+  [{:keys [types] :as spec} side]
+  (if-some [nodes (::nodes (meta spec))]
+    @(nodes side)
+    (when-some [type (get spec side)]
+      (node/node type types [side]))))
+
+(defn for-many
+  "Returns a spec whose types are checked once, for the conversion of many keys and values.
+
+      (for-many {:key :u32 :value :u64}) ;=> {:key :u32, :value :u64}"
+  [spec]
+  (vary-meta spec assoc ::nodes
+             (into {} (for [side [:key :value]] [side (delay (node-of spec side))]))))
 
 ;; --- bytes
 

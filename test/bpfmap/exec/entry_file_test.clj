@@ -3,9 +3,11 @@
   (:require [bpfmap.cli.calling :refer [bpfmap id-of lines-of]]
             [bpfmap.core :as bpf]
             [bpfmap.exec :as exec]
+            [bpfmap.exec.entry-file :as entry-file]
             [bpfmap.fixture :as fixture :refer [kernel-test]]
             [bpfmap.impl.kernel.call :as call]
             [bpfmap.impl.map.raw-entries :as raw-entries]
+            [bpfmap.impl.type.node :as node]
             [bpfmap.type :as type]
             [clojure.java.io :as io]
             [clojure.string :as str]
@@ -232,6 +234,22 @@
         (with-open [out (io/output-stream file)] (.write out (byte-array [(unchecked-byte 0xff)])))
         (is (= (str "bpfmap: Cannot read the entries in " (pr-str file) ": it is not UTF-8 text\n")
                (:err (bpfmap "put" "--yes" (id-of m) "--file" file))))))))
+
+(kernel-test types-checked-once
+  (testing "the types of a map are checked once, not for each entry of a file"
+    (with-open [m (a-map flow)]
+      (let [checks (atom 0)
+            node node/node
+            rows (fn [n]
+                   (reset! checks 0)
+                   (with-redefs [node/node (fn [& more] (swap! checks inc) (apply node more))]
+                     (count (entry-file/rows-of m {:file "x.json"}
+                                                (apply str (repeat n (str "{\"key\":{\"src\":\"10.0.0.1\""
+                                                                          ",\"port\":1},\"value\":{\"n\":1,"
+                                                                          "\"comm\":\"a\",\"s\":[1,2]}}\n")))
+                                                identity))))]
+        (is (= [2 20] [(rows 2) (rows 20)]))
+        (is (= (do (rows 2) @checks) (do (rows 20) @checks)))))))
 
 (kernel-test insert-and-replace-from-file
   (testing "--insert and --replace skip entries, and a queue takes values"
