@@ -307,7 +307,7 @@
       (node/node type types [side]))))
 
 (defn for-many
-  "Returns a spec whose types are checked once, for the conversion of many keys and values.
+  "Returns a spec whose types are checked once, for many keys and values.
 
       (for-many {:key :u32 :value :u64}) ;=> {:key :u32, :value :u64}"
   [spec]

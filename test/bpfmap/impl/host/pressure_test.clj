@@ -69,8 +69,8 @@
               (change)
               (let [n (reduce (fn [n _] (inc (long n))) 0 m)]
                 (when (since/has? [:kernel :counts-of-elements])
-                  (is (= n (get (pressure/kernel-counts) (:id (bpf/info m)))) "by the kernel"))
-                (is (= [n n n] (counted m)))
+                  (is (= n (get (pressure/kernel-counts) (:id (bpf/info m)))) "by the kernel")
+                  (is (= [n n n] (counted m))))
                 (with-redefs [pressure/kernel-counts (constantly nil)]
                   (is (= [n n n] (counted m)) "by reading the map"))))))))))
 
