@@ -63,6 +63,7 @@
     :examples [{}
                {:name "flow_*" :held-by "agent"}
                {:where ["full>90"] :sort "-full"}
+               {:where ["held=-" "pinned=-" "used-by=-"]}
                {:where ["type=lru-hash" "held.command=agent"] :sort "-memlock"}
                {:columns "id,name,entries,max-entries" :where ["pinned~^/sys/fs/bpf/net"]}]
     :fn 'bpfmap.exec.host/list-maps :view 'bpfmap.exec.views/maps}
@@ -78,8 +79,11 @@
     :options [:where :sort :limit :columns :stream] :rows true
     :doc "List the maps, programs and links that a process holds"
     :text ["PROCESS is a pid, or the command of one or several processes. NAME is what a"
-           "link is attached to. Requires CAP_SYS_ADMIN."]
-    :examples [{:process 4711} {:process "agent" :where ["kind=map"] :sort "-memory"}]
+           "link is attached to. ENDS is yes if the object ends with the processes: no"
+           "other process, pin, link, program or map of maps keeps it. Requires"
+           "CAP_SYS_ADMIN."]
+    :examples [{:process 4711} {:process "agent" :where ["kind=map"] :sort "-memory"}
+               {:process "agent" :where ["kind=link" "ends=true"]}]
     :fn 'bpfmap.exec.held-objects/holds :view 'bpfmap.exec.views/held-objects}
    {:name "tree" :group "Inspect the host" :args [:directory] :optional #{:directory}
     :doc "Show the pins on the BPF file systems"
@@ -92,7 +96,7 @@
     :fn 'bpfmap.exec.features/features :view 'bpfmap.exec.views/features}
 
    ;; --- the contents of a map
-   {:name "types" :group "Read a map" :args [:ref] :options (conj typed :template :save)
+   {:name "types" :group "Read a map" :args [:ref] :options (conj typed :template :save :held-by)
     :kinds {:value-type :event-type}
     :doc "Show the types of keys and values, in C and as data"
     :text ["With --save, writes the types to ~/.config/bpfmap/types.edn, or the FILE of"
@@ -138,7 +142,7 @@
                {:ref "flows" :as ["src=ipv4" "flags=[flags {SYN 1 ACK 2}]"]}]
     :fn 'bpfmap.exec.reading/dump :view 'bpfmap.exec.views/entries}
    {:name "get" :group "Read a map" :args [:ref :key] :optional #{:key}
-    :options (-> (conj shown :cpus :lock) (into typed))
+    :options (-> (conj shown :cpus :lock :held-by) (into typed))
     :doc "Look up the value of a key"
     :text ["KEY is written as dump prints it, or as for put: 7, 10.0.0.1, 'src=10.0.0.1"
            "port=443', '{src \"10.0.0.1\" port 443}' or '0a 00 00 01'. Write -- before a KEY"
@@ -148,7 +152,8 @@
     :examples [{:ref "flows" :key {:src "10.0.0.1" :port 443}} {:ref "blocked" :key "10.0.0.1"}]
     :fn 'bpfmap.exec.reading/get-entry :view 'bpfmap.exec.views/entry}
    {:name "hist" :group "Read a map" :args [:ref]
-    :options (-> [:field :bucket :slots :linear :unit :where] (into shown) (into [:cpus :stream])
+    :options (-> [:field :bucket :slots :linear :unit :where :held-by] (into shown)
+                 (into [:cpus :stream])
                  (into typed))
     :docs {:cpus "Per-CPU values: sum or CPU N (default: sum)"}
     :rows true
@@ -168,7 +173,7 @@
    {:name "watch" :group "Observe changes" :args [:ref] :defaults {:interval 1.0} :reduces true
     :docs {:cpus "Per-CPU values: each, sum or CPU N (default: sum)"
            :seconds "Duration in seconds (default: until Ctrl-C)"}
-    :options (-> [:interval :seconds :follow :where :sort :limit] (into shown)
+    :options (-> [:interval :seconds :follow :held-by :where :sort :limit] (into shown)
                  (into [:changed :cpus]) (into typed))
     :doc "Watch the entries of a map change, live"
     :text ["Sorts by rate of change, highest first. Marks added entries with +, changed"
@@ -199,7 +204,8 @@
                {:once true :interval 10 :sort "-entries/s"}]
     :fn 'bpfmap.exec.top/top :run true}
    {:name "tail" :group "Observe changes" :args [:ref] :reduces true :rows true
-    :options (-> [:value-type :types :where :limit] (into shown) (into [:seconds :from :steal]))
+    :options (-> [:value-type :types :held-by :where :limit] (into shown)
+                 (into [:seconds :from :steal]))
     :kinds {:value-type :event-type}
     :docs {:value-type "Type of the events, or the name of a C struct"
            :limit "Number of events after which it ends"
@@ -219,7 +225,8 @@
                {:ref 12 :from :now :seconds 5}]
     :fn 'bpfmap.exec.tail/tail :view 'bpfmap.exec.views/events :run true}
    {:name "diff" :group "Observe changes" :args [:old :new] :optional #{:new}
-    :options (-> [:seconds :where :sort :limit] (into shown) (into [:cpus :stream]) (into typed))
+    :options (-> [:seconds :held-by :where :sort :limit] (into shown) (into [:cpus :stream])
+                 (into typed))
     :docs {:seconds "Seconds between two readings of OLD (default: 1)"}
     :rows true
     :doc "Show what changed over time, or since a map was saved"
@@ -245,7 +252,7 @@
    ;; --- changing a map
    {:name "put" :group "Change a map" :args [:ref :key :value] :optional #{:key :value}
     :kinds {:file :input}
-    :options (into [:field :file :insert :replace :cpus :lock :yes] typed)
+    :options (into [:field :file :insert :replace :cpus :lock :held-by :yes] typed)
     :docs {:cpus "CPU to write: N, or all for one VALUE on every CPU"
            :field "Field of the value to change, such as stats.rx"
            :file "Entries to write, as EDN, JSON or CSV; - is stdin"}
@@ -274,7 +281,7 @@
                {:ref "blocked" :file "blocked.csv"}]
     :fn 'bpfmap.exec.changing/put :view 'bpfmap.exec.views/put}
    {:name "edit" :group "Change a map" :args [:ref :key] :optional #{:key}
-    :options (into [:yes] typed)
+    :options (into [:held-by :yes] typed)
     :changes true
     :doc "Change an entry, or a small map, in a text editor"
     :text ["Opens the editor in VISUAL or EDITOR, or else vi, with the entry as EDN."
@@ -285,19 +292,20 @@
            "kept in a file. Requires a terminal."]
     :examples [{:ref "limits" :key 0} {:ref "blocked"}]
     :run true}
-   {:name "delete" :group "Change a map" :args [:ref :key] :options (into [:yes] typed)
+   {:name "delete" :group "Change a map" :args [:ref :key]
+    :options (into [:held-by :yes] typed)
     :changes true
     :doc "Delete the entry of a key"
     :examples [{:ref "blocked" :key "10.0.0.1"}]
     :fn 'bpfmap.exec.changing/delete :view 'bpfmap.exec.views/deleted}
    {:name "take" :group "Change a map" :args [:ref :key] :optional #{:key}
-    :options (into [:yes] typed)
+    :options (into [:held-by :yes] typed)
     :changes true
     :doc "Look up and delete an entry in one operation"
     :text ["For a queue or stack, omit KEY: removes and prints the next value."]
     :examples [{:ref "flows" :key 7} {:ref "jobs"}]
     :fn 'bpfmap.exec.changing/take-entry :view 'bpfmap.exec.views/entry}
-   {:name "clear" :group "Change a map" :args [:ref] :options [:yes]
+   {:name "clear" :group "Change a map" :args [:ref] :options [:held-by :yes]
     :changes true
     :doc "Delete all entries of a map"
     :text ["Entries that others write meanwhile stay; the exit code is 1 if there are any."
@@ -318,7 +326,7 @@
                 :flags "no-prealloc"}
                {:path "/sys/fs/bpf/copy" :like "flows" :max-entries 10}]
     :fn 'bpfmap.exec.pins/create :view 'bpfmap.exec.views/pinned}
-   {:name "pin" :group "Change a map" :args [:ref :path] :options [:move :yes]
+   {:name "pin" :group "Change a map" :args [:ref :path] :options [:move :held-by :yes]
     :changes true
     :doc "Pin a map at a path, which keeps it alive"
     :text ["Other pins of the map stay. With --move, REF is the path of a pin, which is"
@@ -331,14 +339,14 @@
     :doc "Remove the pin of a map"
     :examples [{:path "/sys/fs/bpf/counts"}]
     :fn 'bpfmap.exec.pins/unpin :view 'bpfmap.exec.views/unpinned}
-   {:name "freeze" :group "Change a map" :args [:ref] :options [:yes]
+   {:name "freeze" :group "Change a map" :args [:ref] :options [:held-by :yes]
     :changes true
     :doc "Make a map read-only for user space, permanently"
     :examples [{:ref "limits"}]
     :fn 'bpfmap.exec.changing/freeze :view 'bpfmap.exec.views/frozen}
 
    ;; --- files
-   {:name "save" :group "Save and restore" :args [:ref :file] :options typed
+   {:name "save" :group "Save and restore" :args [:ref :file] :options (into [:held-by] typed)
     :doc "Save the spec and entries of a map to a file, as EDN"
     :text ["Replaces the file in one step, after all data is on the disk. Only the owner of"
            "the file can read it. Saves the inner maps of a map of maps too. Rejects a map"

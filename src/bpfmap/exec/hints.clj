@@ -5,11 +5,11 @@
   its entries are read."
   (:require [bpfmap.error :as error]
             [bpfmap.exec.progress :as progress]
-            [bpfmap.exec.selection :as selection]
             [bpfmap.impl.display.hints :as hints]
             [bpfmap.impl.display.host :as display.host]
             [bpfmap.impl.edn :as edn]
             [bpfmap.impl.field-path :as field-path]
+            [bpfmap.impl.map.whole-names :as whole-names]
             [bpfmap.impl.nearest :as nearest]
             [bpfmap.impl.user-file :as user-file]
             [clojure.string :as str]
@@ -122,10 +122,10 @@
   "Returns the hints in a file for a map as layers.
 
   The first is for its name, the second for patterns."
-  [file {map-name :name :as info}]
+  [file {map-name :name :as info} whole-name]
   (when file
     (let [by-map (read-file file)
-          found (selection/for-name by-map info selection/whole-name)
+          found (whole-names/for-name by-map info whole-name)
           pattern? (fn [[name]] (re-find #"[*?]" (str name)))]
       (when (empty? found)
         (note-without-hints file map-name by-map))
@@ -198,12 +198,13 @@
 
   The result is `{:row function :collapsed paths :places …}`. `:row` shows the `:key`, `:value`,
   `:old` and `:new` of a row, `:collapsed` has the paths of arrays that are shown as one value.
-  `info` is the info of the map, or a spec. `btf` is a delay with its BTF, or nil. Throws `:usage`
+  `info` is the info of the map, or a spec. The context has a delay with its BTF under `:btf`, and
+  under `:whole-name` a function from the info to the whole name, or to nil. Throws `:usage`
   for hints that do not fit the spec, and for a file with a hint that is wrong for every map.
 
-      ((:row (shower options (bpf/spec m) (bpf/info m) nil)) {:key 16777343}) ;=> {:key \"127.0.0.1\"}"
-  [{:keys [as hints]} spec info btf]
-  (let [layers (cond->> (of-file hints info)
+      ((:row (shower options (bpf/spec m) (bpf/info m) {})) {:key 16777343}) ;=> {:key \"127.0.0.1\"}"
+  [{:keys [as hints]} spec info {:keys [btf whole-name] :or {whole-name (constantly nil)}}]
+  (let [layers (cond->> (of-file hints info whole-name)
                  (seq as) (cons {:pairs (mapcat identity as)}))]
     (when (some (comp seq :pairs) layers)
       (let [compiled (compiled layers (hints/sides spec) info

@@ -39,13 +39,17 @@
 (defn one-map
   "Returns a reference to one map: the id of the only map that matches a pattern.
 
-  Any other reference stays as it is.
+  With `holder`, also the id of the only map with a name that such a process has open. Any other
+  reference stays as it is.
 
-      (one-map {:glob \"flow_*\"}) ;=> {:id 12}"
-  [ref]
-  (if (and (map? ref) (:glob ref))
-    {:id (selection/only-one (:glob ref))}
-    ref))
+      (one-map {:glob \"flow_*\"})         ;=> {:id 12}
+      (one-map {:name \"flows\"} \"agent\") ;=> {:id 12}"
+  ([ref] (one-map ref nil))
+  ([ref holder]
+   (if-let [pattern (when (and (map? ref) (not (bpf/bpf-map? ref)))
+                      (or (:glob ref) (when holder (:name ref))))]
+     {:id (selection/only-one pattern holder)}
+     ref)))
 
 (defn- untyped-sides
   "Returns the sides of a map without BTF that have no type, from its info."
@@ -89,11 +93,11 @@
   A pattern must match one map only. The caller closes it. For an open map, returns a second handle.
 
       (with-open [m (open {:ref {:name \"counts\"} :key-type :u32} :read-only)] (bpf/info m))"
-  ^java.io.Closeable [{:keys [ref key-type value-type]} access]
+  ^java.io.Closeable [{:keys [ref held-by key-type value-type]} access]
   (try
     (if (bpf/bpf-map? ref)
       (bpf/clone ref)
-      (bpf/open (one-map ref)
+      (bpf/open (one-map ref held-by)
                 (cond-> {:access access}
                   key-type (assoc :key key-type)
                   value-type (assoc :value value-type))))

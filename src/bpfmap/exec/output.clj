@@ -512,7 +512,8 @@
 (defn print-result
   "Prints the result of a command and returns the exit code.
 
-  `format` is nil for people, whose terminal may have a `width`."
+  `format` is nil for people, whose terminal may have a `width`. The `:lines` of a view can be a
+  function of it."
   [value {:keys [columns csv-columns rows lines sections closing notes exit] text? :as-text
            :as view}
    format width]
@@ -525,7 +526,8 @@
                      (cond
                        columns (print-table columns rows width)
                        sections (print-sections sections width)
-                       :else (run! (if text? println print-line) lines))))]
+                       :else (run! (if text? println print-line)
+                                   (if (fn? lines) (lines width) lines)))))]
     (flush)
     (run! #(complain "bpfmap: " %) notes)
     (when-not format

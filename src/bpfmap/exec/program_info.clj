@@ -118,7 +118,9 @@
                ["type" {:kind :name}]
                ["name" text]
                ["memlock" number]
-               held]
+               ["ends" {:kind :boolean}]
+               held
+               ["pinned" {:kind :list :of text}]]
               {"memory" "memlock" "held-by" "held"}))
 
 (def program-order

@@ -20,6 +20,7 @@
             [bpfmap.impl.edn :as edn]
             [bpfmap.impl.edn-text :refer [edn-text]]
             [bpfmap.impl.host.holders :as holders]
+            [bpfmap.impl.map.whole-names :as whole-names]
             [bpfmap.impl.user-file :as user-file]
             [bpfmap.type :as type]
             [clojure.string :as str])
@@ -159,7 +160,7 @@
         rows (when file
                (when (and types (not (.exists (File. ^String file))))
                  (throw (user-file/refusal (source file) "there is no such file" nil)))
-               (mapcat val (selection/for-name (read-file file) info selection/whole-name)))
+               (mapcat val (whole-names/for-name (read-file file) info selection/whole-name)))
         fitting (remove #(misfit info %) rows)
         names (delay (owners id))]
     {:file file :rows rows :names names

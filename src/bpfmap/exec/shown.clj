@@ -2,7 +2,8 @@
   "Shows rows by the hints of options, if there are any.
 
   The code of hints is loaded only then, because it would slow the start of every command."
-  (:require [bpfmap.core :as bpf])
+  (:require [bpfmap.core :as bpf]
+            [bpfmap.exec.selection :as selection])
   (:import (clojure.lang ExceptionInfo)))
 
 (set! *warn-on-reflection* true)
@@ -26,7 +27,8 @@
           btf (delay (try
                        (when btf-id ((requiring-resolve 'bpfmap.host/btf-by-id) btf-id))
                        (catch ExceptionInfo _ nil)))]
-      ((requiring-resolve 'bpfmap.exec.hints/shower) options spec info btf))))
+      ((requiring-resolve 'bpfmap.exec.hints/shower)
+       options spec info {:btf btf :whole-name selection/whole-name}))))
 
 (defn showing
   "Returns a transducer that shows rows; see [[shower]], which may be nil.

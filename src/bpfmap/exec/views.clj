@@ -488,9 +488,13 @@
 
 (defn- overview-table
   "Returns the lines of a table of maps below a heading; nil without rows."
-  [heading columns rows]
+  [heading columns rows width]
   (when (seq rows)
-    (list* "" heading (map #(str "  " %) (rest (output/table columns rows))))))
+    (list* "" heading
+           (map #(str "  " %)
+                (rest (if width
+                        (:lines (output/fitted columns rows (- (long width) 2)))
+                        (output/table columns rows)))))))
 
 (def ^:private next-commands
   "Commands to go on with, by whether the user may list maps."
@@ -505,34 +509,45 @@
           ["bpfmap inspect FILE" "the maps and programs of a compiled object"]
           ["bpfmap help" "all commands"]]})
 
-(defn overview
-  "Renders the overview of the host, with commands to go on with."
-  [{:keys [kernel maps memory programs links fullest fastest reason pins]} _options]
-  (let [named [{:title "" :of #(str (output/cell (:name %)) "[" (:id %) "]")}]
-        held [{:title "" :of holders-text}]]
-    {:lines
-     (concat
-      (if maps
-        [(str "Linux " kernel ": " (error/plural maps "map") " with "
-              (output/human-size memory)
-              (when programs (str ", " (error/plural programs "program")))
-              (when links (str ", " (error/plural links "link"))))]
-        [(str "Linux " kernel ": " reason)
-         (str (if pins (error/plural pins "pin") "no pins") " visible")])
-      (overview-table "Fullest maps"
-                      (concat named [{:title "" :of output/full-text :align :right}] held)
-                      fullest)
-      (overview-table "Fastest changing maps"
-                      (concat named
-                              [{:title "" :of #(str (rate-text (:changes-per-second %))
-                                                    " changes/s")
-                                :align :right}]
-                              held)
-                      fastest)
-      ["" "Commands to go on with"]
-      (map #(str "  " %) (output/fields (next-commands (some? maps)))))}))
+(defn- next-lines
+  "Returns the lines of commands; without their explanations if these have no room."
+  [commands width]
+  (let [lines (output/fields commands)]
+    (map #(str "  " %)
+         (if (and width (some #(< (- (long width) 2) (count %)) lines))
+           (mapcat (fn [[command explanation]]
+                     (into [command] (map #(str "  " %) (wrapped (str/split explanation #" ")
+                                                                 (- (long width) 4)))))
+                   commands)
+           lines))))
 
-;; --- programs and links
+(defn overview
+  "Renders the overview of the host, with commands to go on with.
+
+  The lines are a function of the width of the terminal, or nil."
+  [{:keys [kernel maps memory programs links largest fullest fastest reason pins]} _options]
+  (let [named {:title "" :of #(str (output/cell (:name %)) "[" (:id %) "]") :least 12
+               :cut-at :middle}
+        held {:title "" :of holders-text :least 8 :cut-at :middle :rank 1}
+        titles (if maps
+                 [(str "Linux " kernel ": " (error/plural maps "map") " with "
+                       (output/human-size memory)
+                       (when programs (str ", " (error/plural programs "program")))
+                       (when links (str ", " (error/plural links "link"))))]
+                 [(str "Linux " kernel ": " reason)
+                  (str (if pins (error/plural pins "pin") "no pins") " visible")])
+        table (fn [heading of rows width]
+                (overview-table heading [named {:title "" :of of :align :right} held] rows width))]
+    {:lines
+     (fn [width]
+       (concat
+        (if width (mapcat #(wrapped (str/split % #" ") width) titles) titles)
+        (table "Largest maps" #(some-> (:memlock %) output/human-size) largest width)
+        (table "Fullest maps" output/full-text fullest width)
+        (table "Fastest maps, changes/s" (comp rate-text :changes-per-second) fastest width)
+        ["" "Commands to go on with"]
+        (next-lines (next-commands (some? maps)) width)))}))
+
 
 (defn- link-text
   "Returns a link of a program as text, or an attachment without a link.
@@ -612,8 +627,11 @@
    {:key :type :title "TYPE" :of :type :least 11}
    {:key :name :title "NAME" :of :name :least 15}
    {:key :memlock :title "MEMORY" :of #(some-> (:memlock %) output/human-size) :csv :memlock
-    :align :right :rank 1}
-   {:key :held :title "HELD BY" :of holders-text :csv :held :least 14 :cut-at :middle}])
+    :align :right :rank 2}
+   {:key :ends :title "ENDS" :of #(if (:ends %) "yes" "no") :csv :ends}
+   {:key :held :title "HELD BY" :of holders-text :csv :held :least 14 :cut-at :middle}
+   {:key :pinned :title "PINNED" :of #(some-of identity (:pinned %)) :csv :pinned
+    :least 12 :cut-at :left :rank 1}])
 
 (defn held-objects
   "Renders the rows of `holds` as a table."

@@ -183,12 +183,12 @@
 
   Its argument is the id of the map at the last reading, nil for the first. `:m` is missing if the
   map is gone."
-  [{:keys [ref] :as options}]
+  [{:keys [ref held-by] :as options}]
   (let [ref (cond
               (or (instance? Path ref) (instance? File ref)) {:path (str ref)}
               (int? ref) {:id ref}
-              :else (input/one-map ref))
-        options (assoc options :ref ref)
+              :else (input/one-map ref held-by))
+        options (-> options (dissoc :held-by) (assoc :ref ref))
         first-look (fn [] {:m (input/open-typed options :read-only)})]
     (cond
       (bpf/bpf-map? ref) (let [pins (filterv #(bpf/pinned-at? ref %) (bpf/pinned-paths ref))]
@@ -279,7 +279,9 @@
       (reduce (fn [_ frame] (println (:changed frame))) nil (watch {:ref {:id 12} :interval 1.0 :seconds 10}))"
   ([options]
    (watch options (promise)))
-  ([{:keys [cpus ref follow] :as options} stop]
+  ([{:keys [cpus ref follow held-by] :as options} stop]
+   (when (and follow held-by)
+     (throw (arguments/refused "watch" :follow true ["cannot be combined with " :held-by])))
    (when (and follow
               (not (or (instance? Path ref)
                        (instance? File ref)

@@ -1,6 +1,6 @@
 (ns bpfmap.exec.selection-test
   "Several maps at once: references, patterns of names, and holders."
-  (:require [bpfmap.cli.calling :refer [bpfmap edn-of id-of json-of refused]]
+  (:require [bpfmap.cli.calling :refer [bpfmap edn-of id-of json-of lines-of refused]]
             [bpfmap.core :as bpf]
             [bpfmap.exec :as exec]
             [bpfmap.exec.selection :as selection]
@@ -169,3 +169,36 @@
                     "use its id or name")
                2]
               [(first (str/split-lines err)) (dec (count (str/split-lines err)))]))))))
+
+(kernel-test one-map-of-a-process
+  (testing "--held-by chooses among maps with a name in every command that takes a map"
+    (with-open [a ^Closeable (bpf/create {:name "t_same" :type :hash :key :u32 :value :u32
+                                          :max-entries 4 :contents {1 10}})
+                other ^Closeable (bpf/create {:name "t_same" :type :hash :key :u32 :value :u32
+                                              :max-entries 4 :contents {1 20}})]
+      (let [pin (fixture/new-pin)
+            this (str (.pid (ProcessHandle/current)))]
+        (bpf/pin! other pin)
+        (bpf/close other)
+        (is (re-find #"^bpfmap: More than one map named \"t_same\""
+                     (:err (bpfmap "get" "t_same" "1"))))
+        (doseq [[args line] [[["get" "t_same" "1"] "10"]
+                             [["types" "t_same" "--template"] "{\"t_same\""]
+                             [["hist" "t_same" "--field" "value" "--json"] nil]
+                             [["diff" "t_same" "--seconds" "0.01" "--json"] "[]"]
+                             [["watch" "t_same" "--seconds" "0.01" "--json"] nil]
+                             [["put" "t_same" "2" "3" "--yes"] "2  3  (new)"]
+                             [["take" "t_same" "2" "--yes"] "3"]
+                             [["delete" "t_same" "1" "--yes"] "1  (was 10)"]
+                             [["clear" "t_same" "--yes"] nil]
+                             [["freeze" "t_same" "--yes"] nil]]]
+          (let [found (apply lines-of (concat args ["--held-by" this]))]
+            (is (seq found) args)
+            (when line (is (= line (first found)) args))))
+        (is (= {1 20} (with-open [m ^Closeable (bpf/open pin)] (into {} m)))
+            "the other map is as before")
+        (is (= [1 "bpfmap: No process no_such_command has a map named \"t_same\" open"]
+               (refused "get" "t_same" "1" "--held-by" "no_such_command")))
+        (is (= [2 (str "bpfmap: --follow cannot be combined with --held-by; see `bpfmap help"
+                       " watch`")]
+               (refused "watch" "t_same" "--follow" "--held-by" this)))))))

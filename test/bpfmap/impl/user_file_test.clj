@@ -24,7 +24,7 @@
   "What reads a file, as `{:what :read :most :binary}`; m is an open map."
   [m]
   (let [spec {:name "flows" :type :hash :key :u32 :value :u32}]
-    [{:what "the file of hints" :most (* 4 mib) :read #(hints/shower {:hints %} spec spec nil)}
+    [{:what "the file of hints" :most (* 4 mib) :read #(hints/shower {:hints %} spec spec {})}
      {:what "the file of types" :most (* 4 mib)
       :read #(remembered/find-types {:name "flows" :key-size 4 :value-size 4} %)}
      {:what "the config" :most (* 4 mib) :read config-file/read-data}

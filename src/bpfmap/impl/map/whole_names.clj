@@ -17,7 +17,8 @@
             [bpfmap.impl.map-types :as map-types]
             [bpfmap.spec :as spec]
             [clojure.string :as str])
-  (:import (clojure.lang ExceptionInfo)))
+  (:import (clojure.lang ExceptionInfo)
+           (java.util.regex Pattern)))
 
 (set! *warn-on-reflection* true)
 
@@ -230,3 +231,40 @@
   (if-let [whole (namer info)]
     (assoc info :name whole :kernel-name name)
     info))
+
+;; --- patterns of names
+
+(defn- regex
+  "Returns the regular expression of a pattern with `*` and `?`."
+  ^Pattern [text]
+  (re-pattern (str/join (map #(case % "*" ".*" "?" "." (Pattern/quote %))
+                             (re-seq #"[*?]|[^*?]+" text)))))
+
+(defn matcher
+  "Returns a predicate for texts that match a pattern as a whole.
+
+  In a pattern, `*` and `?` stand for any characters.
+
+      ((matcher \"flow_*\") \"flow_errors\") ;=> true"
+  [text]
+  (let [pattern (regex text)]
+    (fn [x] (boolean (and x (re-matches pattern x))))))
+
+(defn for-name
+  "Returns the pairs of a map by names and patterns that are for a map's info.
+
+  A long name is for the map whose name the kernel shortened from it. The pair with the map's own
+  name is first. `whole-name` is a function from the info to the whole name, or to nil if that is
+  not certain.
+
+      (for-name {\"fl*\" 1 \"flows\" 2} {:name \"flows\"} (constantly nil)) ;=> ([\"flows\" 2] [\"fl*\" 1])"
+  [by-name {:keys [name] :as info} whole-name]
+  (let [text #(if (string? %) % (clojure.core/name %))
+        names (map text (keys by-name))
+        pattern? #(re-find #"[*?]" %)
+        long? #(and (not= % name) (shortens-to? % name))
+        whole (when (some (some-fn pattern? long?) names) (whole-name info))
+        own? #(or (= % name) (if whole (= % whole) (long? %)))
+        match? #(and (pattern? %) (some (matcher %) (remove nil? [name whole])))]
+    (concat (filter (comp own? text key) by-name)
+            (filter (comp match? text key) by-name))))
