@@ -1,8 +1,8 @@
 (ns bpfmap.console
   "Transcripts of a shell in Markdown: run again, and compared with what they say was printed.
 
-  In a fenced block of `console` a line that begins with `$ bpfmap ` or `$ bin/bpfmap ` is a
-  command, taken apart by a real shell and called within this process; what follows is what it
+  In a fenced block of `console` a line that begins with `$ bpfmap ` or `$ bin/bpfmap `, or pipes
+  `printf` into it, is a command, taken apart by a real shell and called within this process; what follows is what it
   printed, on either output, or what the programs behind a pipe made of it. During that, /sys/fs/bpf is the tests' own BPF file system. To print a
   page again:
 
@@ -15,7 +15,9 @@
 
 (set! *warn-on-reflection* true)
 
-(def ^:private prompt #"^\$ (?:bin/)?bpfmap ")
+(def ^:private prompt
+  "The beginning of a command line of bpfmap, with the `printf` before it, if any."
+  #"^\$ (?:(printf .*?) \| )?(?:bin/)?bpfmap ")
 
 (defn words
   "Returns the words that a shell makes of the rest of a command line. Throws if the shell does
@@ -47,7 +49,7 @@
         line (str/split-lines block)
         :let [command
               (re-find
-               #"^\$ (?:bin/)?bpfmap (.*)$|^bpfmap (completion .*)$|^source <\(bpfmap ([^)]*)\)"
+               #"^\$ (?:printf .*? \| )?(?:bin/)?bpfmap (.*)$|^bpfmap (completion .*)$|^source <\(bpfmap ([^)]*)\)"
                line)]
         :when command]
     (-> (some identity (rest command))
@@ -72,15 +74,22 @@
         (finally (.delete file))))))
 
 (defn- run
-  "What a command prints, on either output, as lines. `shown` are the lines of the page."
-  [line directory shown]
+  "What a command prints, on either output, as lines. `shown` are the lines of the page, `input` the
+  command of a shell whose output it reads as /dev/stdin, or nil."
+  [line input directory shown]
   (let [[_ own shell program] (re-find pipe line)
         out (StringWriter.)
         err (if own (StringWriter.) out)
-        here #(str/replace % "/sys/fs/bpf" directory)
-        there #(str/replace (str %) directory "/sys/fs/bpf")]
-    (binding [*out* out *err* err]
-      (main/run (map here (words (or own line)))))
+        stdin (File/createTempFile "bpfmap" ".stdin")
+        here #(-> % (str/replace "/sys/fs/bpf" directory) (str/replace "/dev/stdin" (str stdin)))
+        there #(-> (str %) (str/replace directory "/sys/fs/bpf")
+                   (str/replace (str stdin) "/dev/stdin"))]
+    (try
+      (when input
+        (spit stdin (:out (fixture/run ["bash" "-c" input]))))
+      (binding [*out* out *err* err]
+        (main/run (map here (words (or own line)))))
+      (finally (.delete stdin)))
     (if own
       (piped (there out) {:shell shell :program program} shown)
       (str/split-lines (str/trim-newline (there out))))))
@@ -94,7 +103,8 @@
       (re-find prompt line)
       (let [[shown more] (split-with #(not (str/starts-with? % "$ ")) more)]
         (recur more
-               (-> out (conj line) (into (run (str/replace line prompt "") directory shown)))))
+               (-> out (conj line) (into (run (str/replace line prompt "")
+                                           (second (re-find prompt line)) directory shown)))))
       :else (recur more (conj out line)))))
 
 (defn evaluate
@@ -132,3 +142,18 @@
       (str/replace #"\d+\.\d[KMG]" "SIZE")
       (str/replace #" +" " ")
       (str/replace #" +\n" "\n")))
+
+(defn pipelines
+  "Returns the lines of pages' fenced blocks that have bpfmap in a pipe, and that [[evaluate]] does
+  not run."
+  [text]
+  (for [[_ kind block] (re-seq #"(?ms)^```(console|text|sh)\n(.*?)^```" text)
+        line (str/split-lines block)
+        :when (and (re-find #"^\$? ?(.* \| )?(bin/)?bpfmap .*" line)
+                   (re-find #" \| " (str/replace line #"'[^']*'|#.*$" ""))
+                   (not (and (= "console" kind)
+                             (re-find prompt line)
+                             (let [line (str/replace line prompt "")]
+                               (or (re-find pipe line)
+                                   (not (re-find #" \| " (str/replace line #"'[^']*'" ""))))))))]
+    line))

@@ -268,6 +268,20 @@
           (let [{:keys [command options]} (command-line/request (console/words line))]
             (is (map? (exec-arguments/checked command options)))))))))
 
+(deftest pipelines-are-run
+  (testing "every pipeline of the pages with bpfmap is in a transcript that the tests run"
+    (is (= {} (into {} (for [page @pages
+                             :let [found (console/pipelines (slurp page))]
+                             :when (seq found)]
+                         [page found])))))
+  (testing "a pipeline elsewhere is found"
+    (is (= ["$ bpfmap list --json | jq ."]
+           (console/pipelines "```text\n$ bpfmap list --json | jq .\n```\n")))
+    (is (= ["$ echo 1 | bpfmap put a --file -"]
+           (console/pipelines "```console\n$ echo 1 | bpfmap put a --file -\n```\n")))
+    (is (= [] (console/pipelines (str "```console\n$ bpfmap list --json | jq .\n"
+                                      "$ printf 'a' | bpfmap put a --file -\n```\n"))))))
+
 (deftest quoted-conditions
   (testing "every condition in the docs is quoted"
     (doseq [file (concat @pages
