@@ -5,6 +5,7 @@
             [bpfmap.core :as bpf]
             [bpfmap.display :as display]
             [bpfmap.fixture :as fixture :refer [kernel-test]]
+            [bpfmap.impl.display.hints :as hints]
             [bpfmap.impl.display.symbols :as symbols]
             [bpfmap.impl.kernel.call :as call]
             [bpfmap.impl.kernel.clock :as clock]
@@ -168,6 +169,8 @@
       :cgroup :u64 18446744073709551615N "18446744073709551615 (no such cgroup)"
       :syscall :u32 99999 "99999 (no such system call)"
       :ksym :u64 4096 "0x1000 (no kernel symbol)"
+      :ksym :u64 9223372036854775807 "0x7fffffffffffffff (no kernel symbol)"
+      :ksym :u64 18446744073709551615N "0xffffffffffffffff (no kernel symbol)"
       :usym :u64 4096 "0x1000 (no process given)"
       [:usym 4294967294] :u64 4096 "0x1000 (no process 4294967294)"))
   (testing "an address that is not mapped says so"
@@ -288,6 +291,27 @@
   [spec f]
   (with-open [m ^java.io.Closeable (bpf/create (merge {:type :stack-trace :max-entries 64} spec))]
     (f m (bpf/lookup m (first (programs/record-stacks m :user))))))
+
+(deftest any-value-is-shown
+  (testing "every hint shows the smallest and the largest values of the types that it fits"
+    (let [bytes-of #(bytes/->bytes (repeat % -1))
+          extremes {:u8 [0 255] :s8 [-128 127] :u16 [0 65535] :u32 [0 4294967295]
+                    :s32 [-2147483648 2147483647]
+                    :u64 [0 9223372036854775807 9223372036854775808N 18446744073709551615N]
+                    :s64 [-9223372036854775808 9223372036854775807]
+                    :f64 [0.0 ##NaN ##Inf ##-Inf 1e300] :bool [true false] [:string 16] ["" "%s"]
+                    [:bytes 4] [(bytes-of 4)] [:bytes 8] [(bytes-of 8)] [:bytes 16] [(bytes-of 16)]
+                    [:array :u64 3] [[0 9223372036854775807 18446744073709551615N]]
+                    [:array :u8 6] [(vec (repeat 6 255))] [:array :u8 16] [(vec (repeat 16 255))]
+                    [:enum :u32 {:a 0}] [:a 77]}]
+      (doseq [hint (concat (keys hints/table) [[:flags {:A 1}] [:enum {:A 1}] [:usym @pid]])
+              [type values] extremes
+              x values]
+        (is (try
+              (some? (shown hint type x))
+              (catch clojure.lang.ExceptionInfo e ; the hint does not fit the type
+                (= :invalid-value (:bpfmap/error (ex-data e)))))
+            (pr-str hint type x))))))
 
 (kernel-test v2-stacks-of-this-process
   (testing "the innermost frame of a stack of this process is a function of the C library"

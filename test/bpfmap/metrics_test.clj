@@ -501,6 +501,38 @@
                  (exposition/values-of samples "m_bucket")))
           (is (= {{"k" "1"} 198.0} (exposition/values-of samples "m_sum"))))))))
 
+(kernel-test numbers-of-buckets-that-are-odd
+  (testing "any number of a bucket is counted, in the first bucket or above the last"
+    (with-open [m (hash-map-of :u64 :u64 {0 1, 2 3, 9223372036854775808N 5
+                                          18446744073709551615N 7})
+                s (hash-map-of :s64 :u64 {-9223372036854775808 1, -1 1, 1 2
+                                          9223372036854775807 9})]
+      (doseq [[m metric buckets]
+              [[m {:last 1} [1.0 1.0 16.0]] [m {:last 2 :first 1} [1.0 4.0 16.0]]
+               [m {:slots :limit :bounds [0 5]} [1.0 4.0 16.0]]
+               [s {:last 1} [2.0 4.0 13.0]] [s {:slots :limit :bounds [-5 5]} [1.0 4.0 13.0]]]]
+        (is (= buckets
+               (sort (vals (scraped {:metrics [(merge {:name "h" :type :histogram :map m} metric)]}
+                                    "h_bucket"))))
+            (pr-str metric))))))
+
+(kernel-test one-map-does-not-hide-others
+  (testing "a pattern that needs too much stack takes down the metrics of its map only"
+    (with-open [m (hash-map-of :u32 [:struct [:text [:string 30000]] [:n :u64]]
+                               {1 {:text (str/join (repeat 29000 "a")) :n 1}})
+                other (hash-map-of :u32 :u64 {1 5})]
+      (let [told (atom [])]
+        (with-open [c ^Closeable (metrics/collector
+                                  {:host false
+                                   :metrics [{:name "m" :type :gauge :map m :value :n
+                                              :labels {:t {:field :text :match "^(a|b)*$"}}}
+                                             {:name "n" :type :gauge :map other}]}
+                                  {:on-change #(swap! told conj (:message %))})]
+          (let [samples (scrape c)]
+            (is (= {{} 5.0} (exposition/values-of samples "n")))
+            (is (= #{0.0 1.0} (set (vals (exposition/values-of samples "bpfmap_up")))))
+            (is (= ["Reading failed: java.lang.StackOverflowError"] @told))))))))
+
 (defn- native-point ^HistogramSnapshot$HistogramDataPointSnapshot [^MultiCollector c]
   (let [^MetricSnapshots found (.collect c)
         ^HistogramSnapshot h (first (filter #(instance? HistogramSnapshot %) found))]

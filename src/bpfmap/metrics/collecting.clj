@@ -100,10 +100,9 @@
 
   The reason is reported once."
   [{:keys [config note state]}]
-  (let [[families message] (try
-                             [(vec (metrics.host/read-host (:host config) (:limit config))) nil]
-                             (catch ExceptionInfo e
-                               [[] (str "No metrics of the host: " (ex-message e))]))]
+  (let [[families message] (maps/or-failed
+                            #(vector [] (str "No metrics of the host: " (maps/failure %)))
+                            [(vec (metrics.host/read-host (:host config) (:limit config))) nil])]
     (when (and message (not= message (:host-message @state)))
       (note {:up false :message message}))
     (vswap! state assoc :host-message message)

@@ -147,6 +147,25 @@
          :series (metric/end! compiled n entries)
          :dropped @dropped :invalid @invalid))
 
+(defmacro or-failed
+  "Returns the value of body, or `(f e)` for the error e that it throws.
+
+  A value that nobody expected, or a pattern that needs too much stack, must not hide other maps."
+  [f & body]
+  `(try
+     ~@body
+     (catch Exception e# (~f e#))
+     (catch StackOverflowError e# (~f e#))))
+
+(defn failure
+  "Returns the message of an error of a reading.
+
+      (failure (StackOverflowError.)) ;=> \"Reading failed: java.lang.StackOverflowError\""
+  [e]
+  (if (instance? ExceptionInfo e)
+    (ex-message e)
+    (str "Reading failed: " e)))
+
 (defn read-source
   "Reads the map of a source once, as reading number n.
 
@@ -155,16 +174,15 @@
   [{:keys [text state] :as source} n]
   (let [begun (System/nanoTime)
         seconds #(/ (- (System/nanoTime) begun) 1e9)]
-    (try
-      (with-open [m (open-again source (:id @state))]
-        (let [{:keys [context metrics errors]} (current m source)]
-          (run! metric/begin! metrics)
-          (let [entries (read-entries m context n metrics)
-                families (mapv #(family % n entries) metrics)]
-            (cond-> {:text text :up (empty? errors) :families families :seconds (seconds)}
-              (seq errors) (assoc :message (first (vals errors)))))))
-      (catch ExceptionInfo e
-        {:text text :up false :families [] :seconds (seconds) :message (ex-message e)}))))
+    (or-failed
+     #(hash-map :text text :up false :families [] :seconds (seconds) :message (failure %))
+     (with-open [m (open-again source (:id @state))]
+       (let [{:keys [context metrics errors]} (current m source)]
+         (run! metric/begin! metrics)
+         (let [entries (read-entries m context n metrics)
+               families (mapv #(family % n entries) metrics)]
+           (cond-> {:text text :up (empty? errors) :families families :seconds (seconds)}
+             (seq errors) (assoc :message (first (vals errors))))))))))
 
 (defn check-source
   "Checks a source on this host; returns `{:missing message}` or `{:errors map}`.

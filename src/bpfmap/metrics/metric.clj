@@ -266,7 +266,9 @@
                 (fn [x]
                   (let [i (Arrays/binarySearch given (double x))]
                     (if (neg? i) (- (inc i)) i))))
-              (fn [x] (max 0 (min n (- (long x) from)))))}))
+              ;; The number of a bucket may be any that another program has written.
+              (fn [x] (let [i (-' x from)]
+                        (cond (< n i) n (pos? i) (long i) :else 0))))}))
 
 (defn- array-length [{:keys [node]}]
   (when (= :array (:kind node)) (:count node)))

@@ -94,7 +94,10 @@
             before (if (neg? found) (- (- found) 2) found)]
         (cond
           (zero? n) {:missing "kernel symbols are hidden"}
-          (or (neg? before) (<= (long farthest) (- address (aget addresses before))))
+          ;; The addresses are unsigned, and the difference of two can overflow a long.
+          (or (neg? before)
+              (<= 0 (Long/compareUnsigned (unchecked-subtract address (aget addresses before))
+                                          (long farthest))))
           {:missing "no kernel symbol"}
           :else
           (let [start (aget addresses before)

@@ -7,8 +7,8 @@
             [bpfmap.exec.map-info :as map-info]
             [bpfmap.impl.host.holders :as holders]
             [bpfmap.impl.host.pressure :as pressure]
-            [bpfmap.metrics.page.shared :as shared])
-  (:import (clojure.lang ExceptionInfo)))
+            [bpfmap.metrics.maps :as maps]
+            [bpfmap.metrics.page.shared :as shared]))
 
 (set! *warn-on-reflection* true)
 
@@ -41,9 +41,8 @@
   (let [slow (shared/source owners-interval (fn [_] (owners)))]
     (shared/source interval
                    (fn [_]
-                     (try
-                       (let [infos (numbers)
-                             [_ by-id] (shared/current slow)]
-                         {:rows (mapv #(merge % (get by-id (:id %))) infos)})
-                       (catch ExceptionInfo e
-                         {:error (ex-message e)}))))))
+                     (maps/or-failed
+                      #(hash-map :error (maps/failure %))
+                      (let [infos (numbers)
+                            [_ by-id] (shared/current slow)]
+                        {:rows (mapv #(merge % (get by-id (:id %))) infos)}))))))

@@ -241,37 +241,36 @@
   [before e]
   (let [gone? (= :not-found (:bpfmap/error (ex-data e)))]
     (-> (select-keys before [:info :id])
-        (assoc :error (if gone? "The map no longer exists." (ex-message e)) :gone gone?))))
+        (assoc :error (if gone? "The map no longer exists." (maps/failure e)) :gone gone?))))
 
 (defn- read-next
   "Reads a map once more; `before` is the reading before, or nil."
   [id metrics-now params wanted before]
-  (try
-    (let [metrics (metrics-now)
-          before (when (and (:plan before) (= metrics (:metrics before))) before)]
-      (with-open [m (open-map id metrics)]
-        (let [{:keys [paths histograms] :as plan}
-              (if (and before (neg? (- (System/nanoTime) (long (:until (:plan before))))))
-                (:plan before)
-                (plan-of m metrics params))
-              n (inc (long (:n before 0)))
-              at (System/nanoTime)
-              _ (run! metric/begin! histograms)
-              {:keys [rows values whole]} (read-entries m plan n)
-              seconds (when before (max 1e-3 (/ (- at (long (:at before))) 1e9)))
-              rows (with-rates rows (:values before) seconds)
-              entries (if whole
-                        (count rows)
-                        (map-info/entries-of m (:info plan)))]
-          {:n n :at at :plan plan :metrics metrics :id id :info (:info plan)
-           :rows rows :values values :whole whole :entries entries :seconds seconds
-           :totals (if before (longer (:totals before) (totals rows paths)) [])
-           :by-key (when before (by-key (:by-key before) rows paths wanted))
-           :wanted wanted
-           :heat (mapv #(heat %1 %2 n (count rows))
-                       (concat (:heat before) (repeat nil)) histograms)})))
-    (catch ExceptionInfo e
-      (failed before e))))
+  (maps/or-failed
+   #(failed before %)
+   (let [metrics (metrics-now)
+         before (when (and (:plan before) (= metrics (:metrics before))) before)]
+     (with-open [m (open-map id metrics)]
+       (let [{:keys [paths histograms] :as plan}
+             (if (and before (neg? (- (System/nanoTime) (long (:until (:plan before))))))
+               (:plan before)
+               (plan-of m metrics params))
+             n (inc (long (:n before 0)))
+             at (System/nanoTime)
+             _ (run! metric/begin! histograms)
+             {:keys [rows values whole]} (read-entries m plan n)
+             seconds (when before (max 1e-3 (/ (- at (long (:at before))) 1e9)))
+             rows (with-rates rows (:values before) seconds)
+             entries (if whole
+                       (count rows)
+                       (map-info/entries-of m (:info plan)))]
+         {:n n :at at :plan plan :metrics metrics :id id :info (:info plan)
+          :rows rows :values values :whole whole :entries entries :seconds seconds
+          :totals (if before (longer (:totals before) (totals rows paths)) [])
+          :by-key (when before (by-key (:by-key before) rows paths wanted))
+          :wanted wanted
+          :heat (mapv #(heat %1 %2 n (count rows))
+                      (concat (:heat before) (repeat nil)) histograms)})))))
 
 (defn source
   "Returns the source of readings of a map.
