@@ -80,7 +80,8 @@
     (.register registry (reify MultiCollector (collect [_] (scrape))))
     (try
       (merge {:file file :options options :state state :paged (not (false? (:page (:http config))))}
-             (server/start registry (:http config) (page-of state)))
+             (server/start registry (:http config) (page-of state)
+                           #(on-change {:up false :message (str "A scrape failed: " %)})))
       (catch Throwable e
         (collecting/close collection)
         (throw e)))))

@@ -14,6 +14,7 @@
             [bpfmap.metrics.page.markup :as markup]
             [bpfmap.metrics.page.shared :as shared]
             [bpfmap.metrics.page.stream :as stream]
+            [bpfmap.metrics.server :as server]
             [clojure.java.io :as io])
   (:import (clojure.lang ExceptionInfo)
            (com.sun.net.httpserver HttpExchange)
@@ -75,13 +76,10 @@
   "Writes an answer; gives up a client that does not read it."
   [{:keys [timer]} ^HttpExchange exchange status type ^bytes content]
   (.set (.getResponseHeaders exchange) "Content-Type" type)
-  (if (= "HEAD" (.getRequestMethod exchange))
-    (.sendResponseHeaders exchange status -1)
-    (do
-      (.sendResponseHeaders exchange status (alength content))
-      (stream/in-time timer stream/write-time
-                      #(with-open [out (.getResponseBody exchange)]
-                         (.write out content))))))
+  (let [out (server/body exchange status)]
+    (stream/in-time timer stream/write-time
+                    #(with-open [out out]
+                       (.write out content)))))
 
 (defn- answer
   ([page exchange status text] (answer page exchange status "text/plain; charset=utf-8" text))

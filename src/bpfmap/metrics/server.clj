@@ -7,12 +7,14 @@
   (:import (com.sun.net.httpserver Authenticator Authenticator$Success BasicAuthenticator
                                    HttpExchange HttpHandler HttpServer HttpsConfigurator
                                    HttpsServer)
-           (io.prometheus.metrics.exporter.httpserver MetricsHandler)
+           (io.prometheus.metrics.exporter.common PrometheusHttpExchange PrometheusHttpRequest
+                                                  PrometheusHttpResponse PrometheusScrapeHandler)
            (io.prometheus.metrics.model.registry PrometheusRegistry)
-           (java.io IOException)
+           (java.io IOException OutputStream)
            (java.net InetAddress InetSocketAddress UnknownHostException)
            (java.nio.charset StandardCharsets)
            (java.security MessageDigest)
+           (java.util Collections)
            (java.util.concurrent ExecutorService Executors ThreadFactory)
            (java.util.concurrent.atomic AtomicLong)
            (javax.net.ssl SSLContext SSLContextSpi)))
@@ -79,20 +81,62 @@
    "sun.net.httpserver.maxRspTime" "600"
    "jdk.httpserver.maxConnections" "200"})
 
+(defn body
+  "Sends the headers of an answer, and returns the stream for its content.
+
+  The content is chunked: the JDK's server keeps the descriptor of a client that left before it has
+  read an answer of a known length."
+  ^OutputStream [^HttpExchange exchange status]
+  (if (= "HEAD" (.getRequestMethod exchange))
+    (do (.sendResponseHeaders exchange status -1)
+        (OutputStream/nullOutputStream))
+    (do (.sendResponseHeaders exchange status 0)
+        (.getResponseBody exchange))))
+
 (defn- answer [^HttpExchange exchange status ^String text]
-  (let [content (.getBytes text StandardCharsets/UTF_8)
-        head? (= "HEAD" (.getRequestMethod exchange))]
-    (.set (.getResponseHeaders exchange) "Content-Type" "text/plain; charset=utf-8")
-    (.sendResponseHeaders exchange status (if head? -1 (alength content)))
-    (when-not head?
-      (with-open [out (.getResponseBody exchange)]
-        (.write out content)))))
+  (.set (.getResponseHeaders exchange) "Content-Type" "text/plain; charset=utf-8")
+  (with-open [out (body exchange status)]
+    (.write out (.getBytes text StandardCharsets/UTF_8))))
+
+;; --- /metrics
+
+(defn- request-of ^PrometheusHttpRequest [^HttpExchange exchange]
+  (reify PrometheusHttpRequest
+    (getQueryString [_] (.getRawQuery (.getRequestURI exchange)))
+    (getHeaders [_ header]
+      (Collections/enumeration (or (.get (.getRequestHeaders exchange) header) [])))
+    (getMethod [_] (.getRequestMethod exchange))
+    (getRequestPath [_] (.getPath (.getRequestURI exchange)))))
+
+(defn- response-of ^PrometheusHttpResponse [^HttpExchange exchange]
+  (reify PrometheusHttpResponse
+    (setHeader [_ header value]
+      (when-not (= "content-length" (str/lower-case header)) ; the content is chunked
+        (.set (.getResponseHeaders exchange) header value)))
+    (sendHeadersAndGetBody [_ status _] (body exchange status))))
+
+(defn- exchange-of
+  "Returns an exchange for the handler of the Prometheus library.
+
+  A client that is gone is no error. `report` is called with any other one."
+  ^PrometheusHttpExchange [^HttpExchange exchange report]
+  (let [failed (fn [^Exception e]
+                 (when-not (instance? IOException e)
+                   (report e)
+                   (when (neg? (.getResponseCode exchange))
+                     (answer exchange 500 "The scrape failed: see stderr of the exporter\n"))))]
+    (reify PrometheusHttpExchange
+      (getRequest [_] (request-of exchange))
+      (getResponse [_] (response-of exchange))
+      (^void handleException [_ ^IOException e] (failed e) nil)
+      (^void handleException [_ ^RuntimeException e] (failed e) nil)
+      (close [_] (.close exchange)))))
 
 (defn- handler
   "Returns the handler of all requests.
 
   The server itself compares only the beginning of a path, so there is one handler for all."
-  ^HttpHandler [^HttpHandler metrics page]
+  ^HttpHandler [^PrometheusScrapeHandler metrics page report]
   (reify HttpHandler
     (handle [_ exchange]
       (with-open [exchange exchange]
@@ -103,7 +147,7 @@
               (answer exchange 404 "Not found: the metrics are at /metrics\n"))
 
             (#{"GET" "HEAD"} (.getRequestMethod exchange))
-            (.handle metrics exchange)
+            (.handleRequest metrics (exchange-of exchange report))
 
             :else
             (do (.set (.getResponseHeaders exchange) "Allow" "GET, HEAD")
@@ -161,10 +205,10 @@
   `http` is the part of a checked config. `start-page` is a function of `:http`, a function that
   returns the part in use, and of `:loopback`, whether the address is one. It returns what answers
   other requests: `:handle`, a function of an exchange that returns true if it answers, and
-  `:close`.
+  `:close`. `report` is a function of the exception of a scrape that failed.
   Throws `:busy` if the port is taken, and `:io`, `:permission` or `:invalid-value` for files and
   hosts that cannot be used."
-  [registry http start-page]
+  [registry http start-page report]
   (let [{:keys [host port tls] :as http} (merge defaults http)
         inet-address (address host)
         in-use (atom {:http http :credentials (credentials/load http)})
@@ -173,8 +217,9 @@
         page (start-page {:http #(:http @in-use) :loopback (.isLoopbackAddress inet-address)})
         threads (threads)]
     (.setExecutor server threads)
-    (let [metrics (MetricsHandler. ^PrometheusRegistry registry)]
-      (.setAuthenticator (.createContext server "/" (handler metrics page)) (password-check in-use)))
+    (let [metrics (PrometheusScrapeHandler. ^PrometheusRegistry registry)]
+      (.setAuthenticator (.createContext server "/" (handler metrics page report))
+                         (password-check in-use)))
     (.start server)
     {:server server :threads threads :page page :in-use in-use
      :url (url https inet-address (.getPort (.getAddress server)))}))

@@ -371,6 +371,43 @@
           (is (= "Unknown host \"no such host\": give an address of this host, such as \"127.0.0.1\""
                  (:message (start {:host "no such host" :port 0})))))))))
 
+(defn- leave-early
+  "Asks for a path, and resets the connection before the answer is read."
+  [url path]
+  (with-open [socket (Socket.)]
+    (.connect socket (InetSocketAddress. "127.0.0.1" (.getPort (URI. url))) 10000)
+    (.write (.getOutputStream socket)
+            (.getBytes (str "GET " path " HTTP/1.1\r\nHost: localhost\r\n\r\n")))
+    (.setSoLinger socket true 0)))
+
+(kernel-test clients-that-leave-early
+  (testing "a client that leaves before its answer costs no descriptor, and nothing is on stderr"
+    (with-directory [dir]
+      (with-open [m ^Closeable (bpf/create {:type :hash :key :u32 :value :u64 :max-entries 8192})]
+        (bpf/put-all! m (for [i (range 8192)] [i 1]))
+        (let [clients 20
+              scrapes (fn [e] (:n @(get-in @(:state e) [:collection :state])))]
+          (with-export [e dir (assoc-in (config-for m) [:http :page] :all)]
+            (fetched (:url e))
+            (let [logger (java.util.logging.Logger/getLogger "")
+                  records (atom [])
+                  handler (proxy [java.util.logging.Handler] []
+                            (publish [record] (swap! records conj record))
+                            (flush []) (close []))
+                  before (fixture/settled-descriptors)]
+              (.addHandler logger handler)
+              (try
+                (dotimes [_ clients]
+                  (let [n (scrapes e)]
+                    (leave-early (:url e) "/metrics")
+                    (is (fixture/eventually #(< (long n) (long (scrapes e)))) "it is read"))
+                  (leave-early (:url e) "/"))
+                (is (fixture/eventually #(<= (long (fixture/open-descriptors)) (long before)))
+                    "the connections are closed")
+                (is (= [] @records))
+                (is (= 200 (:status (fetched (:url e)))))
+                (finally (.removeHandler logger handler))))))))))
+
 ;; --- a new config
 
 (kernel-test reload-loses-no-scrape
