@@ -399,7 +399,7 @@
           (when (<= (long start) (long address) (dec (long end))) mapping))
         (#'symbols/mappings pid)))
 
-(kernel-test v2-stacks-against-addr2line
+(kernel-test ^:volume v2-stacks-against-addr2line
   (testing "all frames of a program and its library have the functions that addr2line finds"
     (if-not (and (fixture/executable "gcc") (fixture/executable "addr2line"))
       (fixture/skip! "gcc or addr2line is not installed")

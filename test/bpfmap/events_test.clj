@@ -663,7 +663,7 @@
             (producer/send! s (producer/of-longs 2))
             (is (= 2 (events/poll! r 1)))))))))
 
-(kernel-test n7-virtual-threads
+(kernel-test ^:volume n7-virtual-threads
   (testing "100 virtual threads that wait for events do not delay an unrelated one"
     (let [rings (vec (repeatedly 100 producer/ring))
           ;; :steal, or each would look for other readers in all processes of the host.

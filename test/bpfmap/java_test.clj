@@ -424,7 +424,7 @@
 (defn- block [page language]
   (second (re-find (re-pattern (str "(?s)```" language "\n(.*?)```")) page)))
 
-(kernel-test page-example
+(kernel-test ^:volume page-example
   (testing "the example of doc/java.md compiles without a warning and prints what the page shows"
     (let [page (slurp "doc/java.md")
           dir (fixture/temporary-directory)

@@ -133,7 +133,7 @@
             (bpf/put! a 1 1)
             (is (= 1 (b 1)))))))))
 
-(kernel-test handles-and-caches
+(kernel-test ^:volume handles-and-caches
   (testing "caches never return the types of another map"
     (testing
      "when maps of all sorts are made, opened and closed in turn, and their ids and descriptors come round"

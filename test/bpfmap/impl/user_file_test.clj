@@ -70,7 +70,7 @@
                  (fixture/run ["chmod" "600" (str file)])
                  (str "it must have at most " most " bytes"))))
 
-(kernel-test same-errors-everywhere
+(kernel-test ^:volume same-errors-everywhere
   (testing "each place rejects each kind of file with the same kind of error and sentence"
     (with-open [m ^Closeable (bpf/create {:type :hash :key :u32 :value :u32 :max-entries 8})]
       (doseq [{:keys [what read ends] :as place} (places m)

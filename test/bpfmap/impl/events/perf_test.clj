@@ -129,7 +129,7 @@
             (is (= [7 [7]] [(:lost (events/stats r)) @reported]))
             (is (= (+ 1 7 accepted) (n 0)))))))))
 
-(kernel-test ^{:needs [[:kernel :atomic-fetch]]} numbered-events-of-all-cpus
+(kernel-test ^{:volume true :needs [[:kernel :atomic-fetch]]} numbered-events-of-all-cpus
   (testing "nothing is lost, doubled or reordered within a CPU while all CPUs send"
     (with-open [m (array)]
       (let [each 20000

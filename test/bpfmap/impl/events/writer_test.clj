@@ -216,7 +216,7 @@
 
 ;; --- in place
 
-(kernel-test ^{:needs [[:map-type :user-ringbuf]]} n19-reservations
+(kernel-test ^{:volume true :needs [[:map-type :user-ringbuf]]} n19-reservations
   (testing "a reservation keeps those behind it back, and is invalid after it ended"
     (with-ring :u64
       (let [memory (events/reserve w)

@@ -64,7 +64,7 @@
            (map map-types/charges-memlock?
                 ["4.19.0" "5.10.0-32-cloud-amd64" "5.11.0" "6.18.44" nil])))))
 
-(kernel-test highest-limit
+(kernel-test ^:volume highest-limit
   (testing "raises the limit as far as the process may"
     (is (= (if (may-raise?) [true true unlimited] [false false ["131072" "131072"]])
            (in-a-process 64 128 `(do (require 'bpfmap.impl.kernel.call)

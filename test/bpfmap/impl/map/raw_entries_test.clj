@@ -173,7 +173,7 @@
    [:struct [:name [:string 4]] [:in [:struct [:x :bool] [:y :f64]]]]
    [:struct [:lock :spin-lock] [:n :u16]]])
 
-(kernel-test named-types-keep-entries
+(kernel-test ^:volume named-types-keep-entries
   (testing "operations under the named types keep every raw entry"
     (doseq [kind hash-kinds, t named-types]
       (testing [(:type kind) t]
@@ -181,7 +181,7 @@
     (testing "keys that functions of the user's do not keep apart"
       (is (nil? (holds-under (first hash-kinds) [:via :u32 identity #(quot (long %) 7)] :u32 7))))))
 
-(kernel-test any-types-keep-entries
+(kernel-test ^:volume any-types-keep-entries
   (testing "operations under any types keep every raw entry"
     (let [small (gen/such-that #(< 0 (long (type/size %)) 300) types/any-type 200)]
       (dotimes [seed (fixture/trials 60)]
