@@ -11,14 +11,17 @@
 (set! *warn-on-reflection* true)
 
 (defn- check
-  "Returns the view of `--check`: a line for each problem."
+  "Returns the view of `--check`: a line for each problem.
+
+  As data it is `{:problems [{:message text}] :missing [text]}`; a problem in the config has its
+  `:path`."
   [file]
   (let [{:keys [config problems missing]} (collecting/check (config-file/read-data file))
         {:keys [metrics http]} config
-        problems (concat (map :message problems) (credentials/problems http))]
-    {:as-text true
+        problems (into problems (map #(hash-map :message %)) (credentials/problems http))]
+    {:value {:problems problems :missing missing}
      :lines (if (seq problems)
-              problems
+              (map :message problems)
               [(str "The config is valid: "
                     (error/plural (count metrics) "metric"))])
      :notes missing

@@ -6,6 +6,8 @@
             [bpfmap.fixture :as fixture :refer [error-of kernel-test]]
             [bpfmap.metrics.credentials :as credentials]
             [bpfmap.metrics.export :as export]
+            [clojure.data.json :as json]
+            [clojure.edn :as edn]
             [clojure.java.io :as io]
             [clojure.string :as str]
             [clojure.test :refer [deftest is testing]])
@@ -557,6 +559,16 @@
           (is (= {:exit 1 :err ""
                   :out "metric m :type is required\nmetric m :map is required\nmetric n :type is required\nmetric n :map is required\n"}
                  (bpfmap "export" (file {:metrics [{:name "m"} {:name "n"}]}) "--check")))
+          (testing "as data"
+            (let [refused (file {:metrics [{:name "m" :type :gauge}]})]
+              (is (= {:problems [{:path [:metrics 0 :map] :message "metric m :map is required"}]
+                      :missing []}
+                     (edn/read-string (:out (bpfmap "export" refused "--check" "--edn")))))
+              (is (= [1 {"problems" [{"path" ["metrics" 0 "map"]
+                                      "message" "metric m :map is required"}]
+                         "missing" []}]
+                     (update ((juxt :exit :out) (bpfmap "export" refused "--check" "--json"))
+                             1 json/read-str)))))
           (is (= {:exit 1 :err "" :out "metric m: Unknown field y: the fields are key and value\n"}
                  (update (bpfmap "export" "--check"
                                  (file (assoc-in (config-for m) [:metrics 0 :value] :y)))
