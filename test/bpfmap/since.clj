@@ -68,6 +68,7 @@
    :sizes-of-logs "5.15" ; logs of less than 128 bytes, or of more than 16 MiB
    :ends-of-logs "6.4" ; of logs that are too long
    :locked-maps-are-not-frozen "6.3"
+   :floats "5.13" ; in BTF: without them, a map has no types for other processes
    :drop-reasons "5.17" ; enum skb_drop_reason
    :misses-of-kprobes "6.7" ; :recursion-misses in the info of a program
    :names-of-sections "6.9"}) ; of any printable characters in BTF, as .data.a-b

@@ -280,14 +280,15 @@
   (testing "without privileges every command names the missing capability"
     (with-open [^Closeable m (bpf/create {:name "bad_nobody" :type :array :value :u8
                                           :max-entries 1})]
-      (let [pin (fixture/new-pin)]
+      (let [pin (fixture/new-pin)
+            id (id-of m)]
         (bpf/pin! m pin)
         (try
           (doseq [{:keys [name args fn] :as command} commands/commands
                   :when (and fn (not (#{"features" "tree" "inspect" "overview"} name)))
                   :let [words (concat [name] (for [k args]
                                                (case k
-                                                 (:ref :old) (str (id-of m))
+                                                 (:ref :old) (str id)
                                                  :file (if (= "run" name)
                                                          "test/objects/calls-el.o"
                                                          "/tmp/none.edn")

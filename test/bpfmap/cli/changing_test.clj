@@ -190,7 +190,7 @@
 
 ;; --- one field
 
-(kernel-test put-one-field
+(kernel-test ^{:needs [[:kernel :floats]]} put-one-field
   (testing "changes one field and leaves the others"
     (with-open [m (a-map {:key :u32
                           :value [:struct [:a :u32] [:u [:union [:x :u32]

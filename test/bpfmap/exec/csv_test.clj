@@ -248,7 +248,7 @@
       (do (is (empty? none))
           [k v]))))
 
-(kernel-test dump-csv-every-map
+(kernel-test ^{:needs [[:kernel :floats]]} dump-csv-every-map
   (testing "dump prints the same data as CSV for every kind of map"
     (doseq [spec [{:type :hash :key [:struct [:src :ipv4] [:comm [:string 8]]]
                    :value [:struct [:n :u64] [:state [:enum :u32 {:NEW 0 :OLD 1}]]
