@@ -339,7 +339,10 @@
     (testing "and the kernel's frames are functions of the kernel"
       (with-open [m ^java.io.Closeable (bpf/create {:type :stack-trace :max-entries 64})]
         (let [stack (bpf/lookup m (first (programs/record-stacks m)))
-              [_ frames] ((display/formatter {:value :ksym} {:spec (bpf/spec m)}) [1 stack])]
+              [_ frames] ((display/formatter {:value :ksym} {:spec (bpf/spec m)}) [1 stack])
+              ;; Frames of programs have no names without net.core.bpf_jit_kallsyms.
+              frames (drop-while #(str/includes? % "(no kernel symbol)") frames)]
+          (is (seq frames))
           (is (every? #(re-find #"^[a-zA-Z_][\w.]*(\+0x[0-9a-f]+)?( \[\w+\])?$" %) (rest frames))
               frames)))))
   (testing "the process can be a field, also as the result of bpf_get_current_pid_tgid"

@@ -36,7 +36,7 @@
 
 (defn- files [dir] (sort (.list (io/file dir))))
 
-(kernel-test save-restore-round-trip
+(kernel-test ^{:needs [[:kernel :floats]]} save-restore-round-trip
   (testing "a saved map is restored with the same entries and types"
     (with-directory [dir]
       (doseq [spec [{:type :hash :key [:struct {:name "k"} [:src :ipv4] [:port :port]]
@@ -665,7 +665,7 @@
           (io/delete-file pin true)
           (io/delete-file file true))))))
 
-(kernel-test raw-entries-are-kept
+(kernel-test ^{:needs [[:operation :hash :take!]]} raw-entries-are-kept
   (testing "keeps every raw entry under any types"
     (with-directory [dir]
       (let [result (tc/quick-check (fixture/trials 80)
