@@ -301,6 +301,6 @@
                                         "demo" ["--seconds" "1"]
                                         nil))]]
             (fixture/unprivileged #(check words 1 (if (#{"restore" "unpin"} name)
-                                                    #"no such file|the file \S+ does not exist|permission"
+                                                    #"no such file|the file \S+ does not exist|permission|EPERM"
                                                     #"EPERM|EACCES|permission"))))
           (finally (bpf/unpin! m)))))))
