@@ -178,7 +178,7 @@
 (defn- compiled
   "Returns layers of hints as functions.
 
-  A hint of a layer replaces those of later layers for its field."
+  A hint of a layer replaces the hints of later layers for its field."
   [layers sides info context]
   (first
    (reduce (fn [[found taken] layer]

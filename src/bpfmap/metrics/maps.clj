@@ -187,7 +187,7 @@
 (defn check-source
   "Checks a source on this host; returns `{:missing message}` or `{:errors map}`.
 
-  A map that does not exist is no problem. `:errors` has the messages by the numbers of metrics."
+  A map that does not exist is not a problem. `:errors` has the messages by the numbers of metrics."
   [{:keys [ref metrics] :as source}]
   (let [errors (fn [f] {:errors (into {} (map (juxt :index f)) metrics)})]
     (try

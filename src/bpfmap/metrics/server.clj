@@ -63,7 +63,7 @@
                 (checkCredentials [given-user given]
                   (let [{:keys [user password] :as known} (current)
                         user? (and known (same-text? user given-user))]
-                    (and known (same-text? password given) user?))))]
+                    (boolean (and known (same-text? password given) user?)))))]
     (proxy [Authenticator] []
       (authenticate [exchange]
         (if (current)
@@ -118,7 +118,7 @@
 (defn- exchange-of
   "Returns an exchange for the handler of the Prometheus library.
 
-  A client that is gone is no error. `report` is called with any other one."
+  A client that is gone is not an error. `report` is called with any other one."
   ^PrometheusHttpExchange [^HttpExchange exchange report]
   (let [failed (fn [^Exception e]
                  (when-not (instance? IOException e)
