@@ -23,6 +23,7 @@
             [bpfmap.impl.events.reader :as reader]
             [bpfmap.impl.events.ring :as ring]
             [bpfmap.impl.events.writer :as writer]
+            [bpfmap.impl.map-types :as map-types]
             [bpfmap.impl.map.bpf-map :as bpf-map]
             [bpfmap.impl.options :as options])
   (:import (bpfmap.impl.events.reader EventReader)
@@ -44,7 +45,7 @@
     (doseq [m ms]
       (bpf-map/check-open-map m op))
     (let [types (distinct (map #(:type (bpf-map/identity-of %)) ms))]
-      (doseq [m ms :when (not (#{:ringbuf :perf-event-array} (:type (bpf-map/identity-of m))))]
+      (doseq [m ms :when (not (map-types/event-types (:type (bpf-map/identity-of m))))]
         (bpf-map/refuse m op :not-supported
                         (str "events come from maps of type :ringbuf and :perf-event-array, not "
                              (:type (bpf-map/identity-of m)))))

@@ -61,7 +61,7 @@
      :offsets (type/offsets t (:types spec))}))
 
 (defn- has-events? [m]
-  (contains? #{:ringbuf :perf-event-array} (:type (bpf/info m))))
+  (contains? map-types/event-types (:type (bpf/info m))))
 
 (defn- open-for-types
   "Opens the map of options with its types.

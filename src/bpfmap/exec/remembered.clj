@@ -20,6 +20,7 @@
             [bpfmap.impl.edn :as edn]
             [bpfmap.impl.edn-text :refer [edn-text]]
             [bpfmap.impl.host.holders :as holders]
+            [bpfmap.impl.map-types :as map-types]
             [bpfmap.impl.map.whole-names :as whole-names]
             [bpfmap.impl.user-file :as user-file]
             [bpfmap.type :as type]
@@ -134,15 +135,13 @@
 (defn- size-of [type]
   (try (type/size type) (catch ExceptionInfo _ nil)))
 
-(def ^:private has-events "The types of maps whose values have no type." #{:ringbuf :perf-event-array})
-
 (defn- misfit
   "Returns the side and size of a row that do not fit a map's info, or nil."
   [{:keys [type key-size value-size]} {:keys [key value]}]
   (some (fn [[side type size]]
           (when (and type (not= size (size-of type))) [side (size-of type)]))
         (cond-> [[:key key key-size]]
-          (not (has-events type)) (conj [:value value value-size]))))
+          (not (map-types/event-types type)) (conj [:value value value-size]))))
 
 (defn- of-bpftrace
   "Returns the types of a map of bpftrace that are sure, or nil."
@@ -238,7 +237,7 @@
                           {:bpfmap/hint "pass --key-type and --value-type"})))
     (when (empty? known)
       (throw (error/error :usage (str "Map " (error/id-and-name info) " has no types to save")
-                          {:bpfmap/hint (if (has-events (:type info))
+                          {:bpfmap/hint (if (map-types/event-types (:type info))
                                           "pass the type of its events as --value-type"
                                           "pass --key-type and --value-type")})))
     (make-directory file)

@@ -35,6 +35,7 @@
             [bpfmap.exec.tail :as tail]
             [bpfmap.impl.btf.blob :as blob]
             [bpfmap.impl.events.reader :as reader]
+            [bpfmap.impl.map-types :as map-types]
             [bpfmap.impl.map.raw-entries :as raw-entries]
             [bpfmap.impl.nearest :as nearest]
             [bpfmap.impl.waiting :as waiting]
@@ -49,8 +50,6 @@
 (set! *warn-on-reflection* true)
 
 ;; --- the object, as the options change it
-
-(def ^:private rings #{:ringbuf :perf-event-array})
 
 (defn- unknown
   "Returns the `:usage` error for a name that the object does not have."
@@ -98,7 +97,7 @@
     (check-names :only only "program" (:programs o))
     (check-names :target (keys (into {} target)) "program" (:programs o))
     (check-names :event (keys (into {} event)) "ring buffer or perf event array"
-                 (into {} (filter (comp rings :type val)) (:maps o)))
+                 (into {} (filter (comp map-types/event-types :type val)) (:maps o)))
     (check-names :map (keys (into {} maps)) "map" (:maps o))
     (check-names :entries (keys entries) "map" (:maps o))
     (when (and pin (not-any? :pinning (vals (:maps o))))
@@ -244,7 +243,7 @@
   [{:keys [maps] b :btf} given]
   (let [b (when b (btf/parse b))]
     (into {} (for [[name {:keys [type] :as spec}] maps
-                   :when (rings type)
+                   :when (map-types/event-types type)
                    :let [x (get given name)
                          found (if (some? x) (given-type b name x) (event-type b name spec))]
                    :when found]
@@ -287,7 +286,7 @@
     (cond-> (array-map :name name :id id :type type :max-entries max-entries)
       entries (assoc :entries entries)
       (map-info/ring? info) (assoc :fill (map-info/fill info))
-      (and (rings type) (not (typed name))) (assoc :untyped true))))
+      (and (map-types/event-types type) (not (typed name))) (assoc :untyped true))))
 
 (defn- variable?
   "Returns true for a variable that is not a constant."

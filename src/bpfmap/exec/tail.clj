@@ -29,6 +29,7 @@
             [bpfmap.impl.btf.blob :as blob]
             [bpfmap.impl.events.reader :as reader]
             [bpfmap.impl.host.holders :as holders]
+            [bpfmap.impl.map-types :as map-types]
             [bpfmap.impl.nearest :as nearest]
             [bpfmap.type :as type])
   (:import (clojure.lang ExceptionInfo IReduceInit)
@@ -159,7 +160,7 @@
 (defn- check-has-events
   "Throws `:not-supported` for a map without events."
   [{:keys [type] :as info}]
-  (when-not (#{:ringbuf :perf-event-array} type)
+  (when-not (map-types/event-types type)
     (throw (error/error :not-supported
                         (str "Map " (error/id-and-name info) " has no events")
                         {:bpfmap/op :tail :bpfmap/map (select-keys info [:id :name :type])

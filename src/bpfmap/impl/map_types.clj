@@ -626,6 +626,10 @@
   ^long [^long value-size]
   (bit-and (+ value-size 7) -8))
 
+(def event-types
+  "The types of maps through which programs send events."
+  #{:ringbuf :perf-event-array})
+
 (defn at-least?
   "Returns true if a kernel release, as from `uname -r`, has at least a version.
 
